@@ -1,0 +1,57 @@
+"""Writing files so that a killed process or a full disk leaves the old file or the new one, never a half."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from promptvit.errors import OutputError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step; raises OutputError and leaves no partial file."""
+    write_all({path: content})
+
+
+def write_all(contents: dict[Path, bytes]) -> None:
+    """Replace several files, none before all are on the disk; raises OutputError and leaves no partial file."""
+    written: dict[Path, Path] = {}
+    path = Path()
+    try:
+        for path, content in contents.items():
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            written[path] = temporary
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in written.items():
+            temporary.replace(path)
+    except OSError as error:
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
+        raise OutputError.at(path, error) from error
+
+
+def write_text(path: Path, content: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, values: Any) -> None:
+    """`write_bytes` of `json_bytes`."""
+    write_bytes(path, json_bytes(values))
+
+
+def json_bytes(values: Any) -> bytes:
+    """Indented JSON with a closing newline; NaN and infinity are refused."""
+    return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
