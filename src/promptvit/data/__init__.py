@@ -1,0 +1,1 @@
+"""Tasks as images and labels: where they come from, how they are decoded, cached, augmented and batched."""

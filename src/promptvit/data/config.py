@@ -1,0 +1,65 @@
+"""What to read and how: the `data:` part of a configuration. Imports neither torch nor an image library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from promptvit.errors import ConfigError
+from promptvit.preprocessing import Geometry
+
+Augmentation = Literal["none", "flip", "crop", "crop+flip"]
+BrokenPolicy = Literal["error", "skip"]
+TrainOn = Literal["train", "train+val"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where a task's images are and how they are used; raises ConfigError with all problems at once.
+
+    - `source`: `digits` (comes with scikit-learn), an image folder, or a folder with VTAB list files.
+    - `geometry`: how an image meets the input size, see `Preprocessing`; nothing means squash. Recorded.
+    - `augment`: what changes training images at random.
+    - `validation_fraction`: share of the training images held out when there is no val split.
+    - `train_on`: `train+val` also trains on the validation images, so validation says nothing after it.
+    - `broken`: stop at the first image that cannot be decoded, or skip all of them and say which.
+    - `cache_gib`: memory for decoded images of one split, in GiB; a split that does not fit is decoded anew.
+    - `workers`: decoding processes for a split that does not fit.
+    - `seed`: of the held-out validation images.
+    """
+
+    source: str = "digits"
+    geometry: Geometry | None = None
+    augment: Augmentation = "none"
+    validation_fraction: float = 0.2
+    train_on: TrainOn = "train"
+    broken: BrokenPolicy = "error"
+    cache_gib: float = 2.0
+    workers: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = [
+            *_not_one_of("geometry", self.geometry, (None, *get_args(Geometry))),
+            *_not_one_of("augment", self.augment, get_args(Augmentation)),
+            *_not_one_of("train_on", self.train_on, get_args(TrainOn)),
+            *_not_one_of("broken", self.broken, get_args(BrokenPolicy)),
+        ]
+        if not self.source.strip():
+            problems.append(f"source={self.source!r}: expected digits or a folder")
+        if not 0 < self.validation_fraction < 1:
+            problems.append(f"validation_fraction={self.validation_fraction}: expected a value in (0, 1)")
+        if not self.cache_gib >= 0:  # also catches nan
+            problems.append(f"cache_gib={self.cache_gib}: expected 0 or more")
+        if self.workers < 0:
+            problems.append(f"workers={self.workers}: expected 0 or more")
+        if self.seed < 0:
+            problems.append(f"seed={self.seed}: expected 0 or more")
+        ConfigError.collect(problems, "DataConfig")
+
+
+def _not_one_of(field: str, value: Any, choices: tuple[Any, ...]) -> list[str]:
+    """The problem with `value`, if it is none of the `choices`."""
+    if value in choices:
+        return []
+    return [f"{field}={value!r}: expected one of {', '.join(str(choice) for choice in choices)}"]

@@ -1,0 +1,60 @@
+"""From a configuration to a task: picks the reader for the source."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from promptvit.data.config import DataConfig
+from promptvit.data.digits import read_digits
+from promptvit.data.folder import read_folder
+from promptvit.data.lists import has_lists, read_lists
+from promptvit.data.task import Task
+from promptvit.errors import DataError
+from promptvit.registry import nearest
+
+BUILT_IN = {"digits": read_digits}
+
+
+def load_task(config: DataConfig) -> Task:
+    """The task of `config.source`, always with a val split; without test images, `test` is None.
+
+    With `train_on="train+val"` the training split holds the validation images as well. The val split stays
+    as it is, so its accuracy is then training accuracy. Raises DataError on a source that cannot be used.
+    """
+    task = _read(config)
+    if config.train_on == "train+val":
+        return dataclasses.replace(task, train=task.train.join(task.val))
+    return task
+
+
+def _read(config: DataConfig) -> Task:
+    if config.source in BUILT_IN:
+        return BUILT_IN[config.source]()
+    root = Path(config.source).expanduser()
+    if not root.is_dir():
+        raise _unknown_source(config.source)
+    _refuse_many_tasks(root)
+    reader = read_lists if has_lists(root) else read_folder
+    return reader(root, validation_fraction=config.validation_fraction, seed=config.seed)
+
+
+def _refuse_many_tasks(root: Path) -> None:
+    """Raise DataError on a folder of tasks, which would pass for an image folder with a class per task."""
+    tasks = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and has_lists(folder))
+    if tasks:
+        raise DataError(
+            f"{root} holds {len(tasks)} tasks: {', '.join(tasks)}",
+            expected="the folder of one",
+            fix=f"Give {root / tasks[0]}, for example",
+        )
+
+
+def _unknown_source(source: str) -> DataError:
+    meant = nearest(source, BUILT_IN)
+    return DataError(
+        f"data source {source!r} is neither built in nor a folder",
+        expected=f"{', '.join(BUILT_IN)}, a folder with CLASS/IMAGE, one with train/CLASS/IMAGE (val/ and "
+        "test/ beside it), or one with the lists train800.txt, val200.txt, test.txt (or train.txt and so on)",
+        fix=f"Did you mean {meant[0]}?" if meant else "Check the path",
+    )

@@ -1,0 +1,51 @@
+"""Batches in an order that can be repeated: a resumed run sees what the unbroken one would have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from promptvit.data.dataset import ImageDataset, collate
+
+
+class EpochSampler(Sampler[int]):
+    """The indices 0 to n-1, shuffled if asked; the order depends on seed and epoch, and on nothing else."""
+
+    def __init__(self, n: int, seed: int, shuffle: bool) -> None:
+        self.n, self.seed, self.shuffle = n, seed, shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of this epoch from the next iteration on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.shuffle:
+            return iter(range(self.n))
+        # Both numbers go into the seed: with seed + epoch, run 1 would repeat run 0 an epoch later.
+        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.n).tolist())
+
+
+def make_loader(dataset: ImageDataset, *, batch_size: int, shuffle: bool, seed: int, workers: int) -> DataLoader:
+    """A loader of uint8 pixels [B, 3, h, w] and int64 labels [B]; the last batch may be smaller.
+
+    `workers` processes decode a dataset that is not cached. Before an epoch, call `loader.sampler.set_epoch`;
+    for a loader that accelerate prepared, its own `set_epoch`: it overrides the sampler's at each start.
+    """
+    processes = 0 if dataset.cached else workers
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EpochSampler(len(dataset), seed, shuffle),
+        collate_fn=collate,
+        num_workers=processes,
+        persistent_workers=processes > 0,
+        # Without a generator of its own, every epoch would move torch's global random state.
+        generator=torch.Generator().manual_seed(seed),
+    )

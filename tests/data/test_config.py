@@ -1,0 +1,44 @@
+import subprocess
+import sys
+
+import pytest
+
+from promptvit.data.config import DataConfig
+from promptvit.errors import ConfigError
+
+
+def test_the_defaults_are_valid():
+    assert DataConfig().source == "digits"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("source", " "),
+        ("geometry", "stretch"),
+        ("augment", "flip+crop"),
+        ("validation_fraction", 0.0),
+        ("validation_fraction", 1.0),
+        ("train_on", "test"),
+        ("broken", "ignore"),
+        ("cache_gib", -1.0),
+        ("cache_gib", float("nan")),
+        ("workers", -1),
+        ("seed", -1),
+    ],
+)
+@pytest.mark.usefixtures("untyped")
+def test_a_meaningless_setting_is_refused_by_name(field, value):
+    with pytest.raises(ConfigError, match=f"{field}=.*expected"):
+        DataConfig(**{field: value})
+
+
+def test_all_problems_are_in_one_message():
+    with pytest.raises(ConfigError, match=r"workers=-1.*seed=-2.*DataConfig"):
+        DataConfig(workers=-1, seed=-2)
+
+
+def test_importing_it_stays_light():
+    code = "import sys, promptvit.data.config; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "torchvision", "PIL", "sklearn", "numpy"} & set(modules.split())

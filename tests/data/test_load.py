@@ -1,0 +1,54 @@
+import pytest
+from PIL import Image
+
+from promptvit.data.config import DataConfig
+from promptvit.data.load import load_task
+from promptvit.errors import DataError
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("RGB", (2, 2)).save(tmp_path / name / f"{i}.png")
+    return tmp_path
+
+
+def test_digits_are_the_default():
+    assert load_task(DataConfig()).name == "digits"
+
+
+def test_a_folder_is_read_with_the_configs_holdout(root):
+    task = load_task(DataConfig(source=str(root), validation_fraction=0.4, seed=1))
+    assert (len(task.train), len(task.val)) == (6, 4)
+    assert task.val.images != load_task(DataConfig(source=str(root), validation_fraction=0.4, seed=2)).val.images
+
+
+def test_lists_win_over_class_folders(root):
+    (root / "train.txt").write_text("a/0.png 0\na/1.png 1\n")
+    (root / "val.txt").write_text("b/0.png 1\n")
+    task = load_task(DataConfig(source=str(root)))
+    assert task.classes == ("0", "1")
+
+
+def test_training_on_both_leaves_the_validation_images_where_they_are(root):
+    apart = load_task(DataConfig(source=str(root)))
+    both = load_task(DataConfig(source=str(root), train_on="train+val"))
+    assert both.train.images == apart.train.images + apart.val.images
+    assert both.val.images == apart.val.images
+
+
+def test_an_unknown_source_says_what_is_accepted(tmp_path):
+    with pytest.raises(DataError, match=r"'digit' is neither.*train/CLASS/IMAGE.*train800.txt.*Did you mean digits\?"):
+        load_task(DataConfig(source="digit"))
+    with pytest.raises(DataError, match="Check the path"):
+        load_task(DataConfig(source=str(tmp_path / "x")))
+
+
+def test_a_folder_of_tasks_is_not_taken_for_a_task(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.txt").write_text("0.png 0\n")
+    with pytest.raises(DataError, match=r"holds 2 tasks: one, two.*Give .*one, for example"):
+        load_task(DataConfig(source=str(tmp_path)))
