@@ -1,0 +1,113 @@
+"""Self-attention over a part of the rows, with extra keys and values."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers.attention import Attention
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from promptvit.shapes import HeadPrompts, Tokens
+
+QUERY, KEY, VALUE = 0, 1, 2
+
+
+def attend(
+    attention: Attention,
+    x: Tokens,
+    rows: int,
+    keys: HeadPrompts | None = None,
+    values: HeadPrompts | None = None,
+    *,
+    recomputed: bool = False,
+) -> Float[Tensor, "B R D"]:
+    """What timm's `Attention` makes of the first `rows` rows of the normalised tokens `x` [B, N, D].
+
+    Queries come from those rows only, keys and values from all N rows and from `keys`, `values`
+    ([H, T, d] or [B, H, T, d]), which join as they are. `recomputed`: activation checkpointing does this again in
+    the backward pass, so nothing is kept here (hooks in here would keep it all the same).
+    """
+    read = first_rows(x, rows)  # [B, R, D]
+    (q,) = project(attention, read, QUERY)  # [B, R, H, d]
+    k, v = project_keys_values(attention, x)  # [B, N, H, d] each
+    if keys is None or values is None:
+        out = _scaled_dot_product(attention, attention.q_norm(q), k, v)
+    else:
+        parts = (k, _beside(keys, k)), (v, _beside(values, v))
+        k, v = (torch.cat(part, dim=1) for part in parts)  # [B, N+T, H, d]
+        alone = recomputed or torch.compiler.is_compiling()  # a compiler decides itself what to keep
+        with nullcontext() if alone else _KeepParts({k: parts[0], v: parts[1]}):
+            out = _scaled_dot_product(attention, attention.q_norm(q), k, v)
+    out = attention.norm(out)
+    if attention.gate is not None:
+        out = out * attention.gate(read).sigmoid()
+    return attention.proj_drop(attention.proj(out))
+
+
+def first_rows(x: Tensor, rows: int) -> Tensor:
+    """The first `rows` rows of `x` [B, N, D]; `x` itself if that is all (a slice would cost a copy in backward)."""
+    return x if rows == x.shape[1] else x[:, :rows]
+
+
+def project(attention: Attention, x: Tensor, *parts: int) -> list[Tensor]:
+    """Queries, keys or values [..., N, H, d] of `x` [..., N, D], as asked for, before their normalisation.
+
+    A plain linear layer computes only the parts asked for; any other module in its place is called as it is.
+    """
+    layer = attention.qkv
+    width = attention.attn_dim
+    if type(layer) is nn.Linear:
+        slices = [slice(part * width, (part + 1) * width) for part in parts]
+        biases = [None if layer.bias is None else layer.bias[part] for part in slices]
+        projected = [F.linear(x, layer.weight[part], bias) for part, bias in zip(slices, biases, strict=True)]
+    else:
+        thirds = layer(x).chunk(3, dim=-1)
+        projected = [thirds[part] for part in parts]
+    return [y.unflatten(-1, (attention.num_heads, attention.head_dim)) for y in projected]
+
+
+def project_keys_values(attention: Attention, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised keys, and values [..., N, H, d] of the normalised rows `x` [..., N, D]."""
+    k, v = project(attention, x, KEY, VALUE)
+    return attention.k_norm(k), v
+
+
+def _scaled_dot_product(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    dropout = attention.attn_drop.p if attention.training else 0.0
+    q, k, v = (y.transpose(1, 2) for y in (q, k, v))  # [B, H, ..., d]
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2).flatten(2)  # [B, R, H*d]
+
+
+def _beside(prompts: Tensor, rows: Tensor) -> Tensor:
+    """Prompts [H, T, d] or [B, H, T, d] in the layout and type of `rows` [B, N, H, d]."""
+    return prompts.transpose(-2, -3).expand(rows.shape[0], -1, -1, -1).to(rows.dtype)  # [B, T, H, d]
+
+
+class _KeepParts(saved_tensors_hooks):
+    """Inside, autograd keeps a joined tensor as its parts and joins them again in the backward pass.
+
+    Prompts that all images share would otherwise be stored once per image: with 200 prompts a fifth of all
+    activation memory.
+    """
+
+    def __init__(self, parts_of: dict[Tensor, tuple[Tensor, Tensor]]) -> None:
+        parts_at = {
+            _view(joined.transpose(1, 2)): (parts[0].detach(), parts[1].detach()) for joined, parts in parts_of.items()
+        }
+
+        def pack(tensor: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            return parts_at.get(_view(tensor), tensor)
+
+        def unpack(kept: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+            return kept if isinstance(kept, Tensor) else torch.cat(kept, dim=1).transpose(1, 2)
+
+        super().__init__(pack, unpack)
+
+
+def _view(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    """What tells one view of a memory from another: some kernels save a reshaped one."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()

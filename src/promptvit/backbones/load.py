@@ -1,0 +1,171 @@
+"""Loading: a name, a Hub repository, a local file or folder, or a timm model at hand, as a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatch
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import load_file
+from timm.data.config import resolve_model_data_config
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from promptvit.backbones.base import Backbone
+from promptvit.backbones.source import BackboneSource
+from promptvit.backbones.vit import HEADS, OTHER_BLOCKS, ViTBackbone
+from promptvit.errors import BackboneError, ConfigError
+from promptvit.preprocessing import Preprocessing
+from promptvit.registry import Registry, unknown
+
+FAMILIES: dict[type[nn.Module], type[ViTBackbone]] = {
+    VisionTransformer: ViTBackbone,
+    VisionTransformerDistilled: ViTBackbone,
+}
+LISTING = "All names: `promptvit backbones`"
+BUNDLED: Registry[Callable[[BackboneSource], Backbone]] = Registry("bundled backbone", LISTING)
+
+
+def load_backbone(
+    name: str = "vit_pico",
+    *,
+    checkpoint: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    pretrained: bool = True,
+) -> Backbone:
+    """A pretrained backbone by name; the arguments are the fields of `BackboneSource`.
+
+    Raises UnknownNameError with the nearest names, and BackboneError if the weights cannot be had or the
+    architecture is not supported.
+    """
+    path = None if checkpoint is None else str(checkpoint)
+    return load_source(BackboneSource(name=name, checkpoint=path, image_size=image_size, pretrained=pretrained))
+
+
+def load_source(source: BackboneSource) -> Backbone:
+    """The backbone that `source` describes."""
+    if source.name in BUNDLED:
+        return BUNDLED[source.name](source)
+    return from_timm(_create(_timm_name(source.name), source), source=source)
+
+
+def from_timm(
+    model: nn.Module, *, preprocessing: Preprocessing | None = None, source: BackboneSource | None = None
+) -> Backbone:
+    """A timm model at hand as a backbone: the same object, its parameters frozen, its weights untouched.
+
+    `preprocessing` is the model's own unless given. Without a `source`, a delta trained on the backbone can be
+    loaded only by handing the same backbone to `load`. Raises BackboneError for an unsupported architecture.
+    """
+    family = FAMILIES.get(type(model))
+    if family is None:
+        raise BackboneError(
+            f"{type(model).__name__} is not a supported architecture",
+            expected=", ".join(known.__name__ for known in FAMILIES),
+            where="load_backbone",
+            fix="`promptvit backbones` lists the names that work",
+        )
+    assert isinstance(model, VisionTransformer)
+    return family(model, preprocessing or _preprocessing(model), source or BackboneSource(name=""))
+
+
+def backbone_names(*, pretrained: bool = True) -> list[str]:
+    """Names that `load_backbone` takes: the bundled ones, then timm's; `pretrained` keeps those with weights."""
+    module = VisionTransformer.__module__.rpartition(".")[2]
+    of_family = [
+        name
+        for folder in (module, VisionTransformerDistilled.__module__.rpartition(".")[2])
+        for name in timm.list_models(module=folder, pretrained=pretrained)
+    ]
+    driven = [name for name in of_family if not any(fnmatch(name, other) for other in OTHER_BLOCKS)]
+    return [*sorted(BUNDLED), *driven]
+
+
+def _create(name: str, source: BackboneSource) -> nn.Module:
+    arguments: dict[str, Any] = {}
+    if source.image_size is not None:
+        arguments["img_size"] = _pair(source.image_size)
+    if source.checkpoint is not None:
+        if not Path(source.checkpoint).is_file():
+            raise BackboneError(
+                f"{source.checkpoint} is not a file",
+                expected="a safetensors, pth or npz file",
+                where="checkpoint",
+            )
+        npz = Path(source.checkpoint).suffix == ".npz"
+        arguments["pretrained_cfg_overlay"] = {"file": source.checkpoint, "custom_load": npz}
+    try:
+        return timm.create_model(name, pretrained=source.pretrained, num_classes=0, **arguments)
+    except Exception as error:  # timm, the Hub client and the file formats raise of all kinds here
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackboneError(
+            f"{source.name!r} could not be loaded: {reason}",
+            where="load_backbone",
+            fix="Check the network or the file; a local copy loads with checkpoint=FILE, "
+            "and pretrained=False leaves the weights random",
+        ) from error
+
+
+def _timm_name(name: str) -> str:
+    """`name` as timm wants it: sources with their prefix, architectures known to be in its registry."""
+    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        return name
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise BackboneError(
+                f"{name} has no config.json", expected="a folder in timm's layout", where="load_backbone"
+            )
+        return f"local-dir:{path}"
+    if path.is_file():
+        raise BackboneError(
+            f"{name} is a file with weights and does not say which architecture",
+            where="load_backbone",
+            fix=f"load_backbone('vit_base_patch16_224', checkpoint={name!r}), with the architecture's own name",
+        )
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise unknown("backbone", name, [*BUNDLED, *timm.list_models(), *timm.list_pretrained()], LISTING)
+    tags = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tags:
+        raise unknown("backbone", name, tags, f"Weights of {architecture}: {', '.join(tags) or 'none'}")
+    return name
+
+
+def _preprocessing(model: VisionTransformer) -> Preprocessing:
+    values = resolve_model_data_config(model)
+    height, width = model.patch_embed.img_size
+    return Preprocessing(
+        size=(height, width),
+        mean=tuple(values["mean"]),
+        std=tuple(values["std"]),
+        interpolation=values["interpolation"],
+        crop_fraction=values["crop_pct"],
+    )
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def vit_pico(source: BackboneSource) -> Backbone:
+    """A plain ViT for 32x32 images, 1.2 M parameters, trained on CIFAR-100 (53.7 % top-1); ships with promptvit."""
+    model = VisionTransformer(img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4, num_classes=0)
+    if source.checkpoint is not None:
+        raise ConfigError(
+            f"checkpoint={source.checkpoint!r}", expected="none for a bundled backbone", where=source.name
+        )
+    if source.pretrained:
+        weights = load_file(str(files("promptvit.backbones") / "assets" / "vit_pico.safetensors"))
+        model.load_state_dict({name: w.float() for name, w in weights.items() if not name.startswith(HEADS)})
+    size = _pair(source.image_size or 32)
+    if size != (32, 32):
+        model.set_input_size(size)
+    return from_timm(model, preprocessing=Preprocessing(size=size), source=source)
+
+
+BUNDLED.register("vit_pico", vit_pico)

@@ -1,0 +1,215 @@
+import copy
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from timm.models import save_for_hf
+from timm.models.vision_transformer import VisionTransformer
+
+import promptvit as pv
+from promptvit.backbones.source import BackboneSource
+from promptvit.backbones.vit import _refuse_unknown
+from promptvit.errors import BackboneError, ConfigError, UnknownNameError
+from promptvit.preprocessing import Preprocessing
+
+NAME = "test_vit"  # timm's own small one: width 64, 6 blocks, 160x160
+
+
+@pytest.fixture(scope="module")
+def weights():
+    torch.manual_seed(3)
+    return timm.create_model(NAME, num_classes=0).state_dict()
+
+
+def assert_same_tensors(model, expected):
+    tensors = model.state_dict()
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_bundled_backbone_is_trained_frozen_and_always_the_same():
+    backbone, again = pv.load_backbone(), pv.load_backbone("vit_pico")
+    assert backbone.fingerprint == again.fingerprint != pv.load_backbone(pretrained=False).fingerprint
+    assert backbone.preprocessing.size == (32, 32)
+    assert not backbone.training
+    assert not any(p.requires_grad for p in backbone.parameters())
+    assert all(tensor.dtype == torch.float32 for tensor in backbone.body().values())
+    assert backbone(torch.zeros(2, 3, 32, 32)).shape == (2, 128)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(48, (48, 48)), ((16, 40), (16, 40))])
+def test_positions_are_resampled_to_another_image_size(size, expected):
+    backbone = pv.load_backbone(image_size=size)
+    assert backbone.preprocessing.size == expected
+    assert backbone.model.pos_embed.shape[1] == 1 + expected[0] * expected[1] // 16
+    assert backbone(torch.zeros(1, 3, *expected)).shape == (1, 128)
+    other = pv.load_backbone(NAME, pretrained=False, image_size=size)
+    assert (other.preprocessing.size, other.model.patch_embed.img_size) == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_picco", "unknown backbone 'vit_picco'. Did you mean vit_pico"),
+        ("vit_base_patch16_244", "Did you mean vit_base_patch16_224"),
+        ("vit_base_patch16_224.orig_in21", "Did you mean vit_base_patch16_224.orig_in21k"),
+        ("vit_tiny_patch16_224.nothing_like_it", "Weights of vit_tiny_patch16_224: vit_tiny_patch16_224.augreg_in21k"),
+        ("qqqqqqq", "unknown backbone 'qqqqqqq'. All names: `promptvit backbones`"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_nearest(name, message):
+    with pytest.raises(UnknownNameError) as caught:
+        pv.load_backbone(name)
+    assert message in str(caught.value)
+
+
+def test_names_are_the_ones_that_load():
+    names = pv.backbone_names()
+    assert names[0] == "vit_pico"
+    assert {"vit_base_patch16_224.orig_in21k", "deit_base_distilled_patch16_224.fb_in1k"} < set(names)
+    assert set(names) - {"vit_pico"} <= set(timm.list_pretrained())
+    assert "vit_base_patch16_224" in pv.backbone_names(pretrained=False)
+
+
+def test_every_listed_architecture_is_driven():
+    refused = []
+    for name in pv.backbone_names(pretrained=False)[1:]:
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0, depth=1)
+        try:
+            _refuse_unknown(model)
+        except BackboneError:
+            refused.append(name)
+    assert refused == []
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_local_checkpoint_is_loaded(suffix, weights, tmp_path):
+    path = tmp_path / f"weights.{suffix}"
+    safetensors.torch.save_file(weights, path) if suffix == "safetensors" else torch.save(weights, path)
+    backbone = pv.load_backbone(NAME, checkpoint=path)
+    assert_same_tensors(backbone.model, weights)
+    assert backbone.source == BackboneSource(name=NAME, checkpoint=str(path))
+    wide = pv.load_backbone(NAME, checkpoint=path, image_size=192)
+    assert wide.model.pos_embed.shape[1] == 1 + 12 * 12
+
+
+def google_layout(model: VisionTransformer) -> dict[str, np.ndarray]:
+    """The tensors of `model` under the names and in the shapes of the original JAX checkpoints."""
+    w = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    heads, width = model.blocks[0].attn.num_heads, model.embed_dim
+    out = {
+        "embedding/kernel": w["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": w["patch_embed.proj.bias"],
+        "cls": w["cls_token"],
+        "Transformer/posembed_input/pos_embedding": w["pos_embed"],
+        "Transformer/encoder_norm/scale": w["norm.weight"],
+        "Transformer/encoder_norm/bias": w["norm.bias"],
+    }
+    for i in range(len(model.blocks)):
+        there, here = f"Transformer/encoderblock_{i}", f"blocks.{i}"
+        for norm, number in (("LayerNorm_0", 1), ("LayerNorm_2", 2)):
+            out[f"{there}/{norm}/scale"] = w[f"{here}.norm{number}.weight"]
+            out[f"{there}/{norm}/bias"] = w[f"{here}.norm{number}.bias"]
+        attention = f"{there}/MultiHeadDotProductAttention_1"
+        kernels = np.split(w[f"{here}.attn.qkv.weight"].T, 3, axis=1)
+        biases = np.split(w[f"{here}.attn.qkv.bias"], 3)
+        for part, kernel, bias in zip(("query", "key", "value"), kernels, biases, strict=True):
+            out[f"{attention}/{part}/kernel"] = kernel.reshape(width, heads, -1)
+            out[f"{attention}/{part}/bias"] = bias.reshape(heads, -1)
+        out[f"{attention}/out/kernel"] = w[f"{here}.attn.proj.weight"].T.reshape(heads, -1, width)
+        out[f"{attention}/out/bias"] = w[f"{here}.attn.proj.bias"]
+        for number in (1, 2):
+            out[f"{there}/MlpBlock_3/Dense_{number - 1}/kernel"] = w[f"{here}.mlp.fc{number}.weight"].T
+            out[f"{there}/MlpBlock_3/Dense_{number - 1}/bias"] = w[f"{here}.mlp.fc{number}.bias"]
+    return out
+
+
+def test_a_checkpoint_in_googles_layout_is_loaded(weights, tmp_path):
+    model = timm.create_model(NAME, num_classes=0)
+    model.load_state_dict(weights)
+    np.savez(tmp_path / "vit.npz", **google_layout(model))
+    assert_same_tensors(pv.load_backbone(NAME, checkpoint=tmp_path / "vit.npz").model, weights)
+
+
+def test_a_folder_in_timms_layout_is_loaded(weights, tmp_path):
+    model = timm.create_model(NAME, num_classes=0, pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)})
+    model.load_state_dict(weights)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    backbone = pv.load_backbone(str(tmp_path))
+    assert_same_tensors(backbone.model, weights)
+    assert backbone.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert backbone.preprocessing.size == (160, 160)
+    assert backbone.source.name == str(tmp_path)
+
+
+def test_files_that_do_not_say_enough_are_refused(weights, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(weights, path)
+    with pytest.raises(BackboneError, match=r"does not say which architecture.*checkpoint="):
+        pv.load_backbone(str(path))
+    with pytest.raises(BackboneError, match=r"has no config\.json"):
+        pv.load_backbone(str(tmp_path))
+    with pytest.raises(BackboneError, match=r"nowhere\.pth"):
+        pv.load_backbone(NAME, checkpoint=tmp_path / "nowhere.pth")
+    with pytest.raises(BackboneError, match="could not be loaded"):
+        pv.load_backbone("vit_tiny_patch16_224", checkpoint=path)  # another architecture's
+    (tmp_path / "broken.safetensors").write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(BackboneError, match="could not be loaded"):
+        pv.load_backbone(NAME, checkpoint=tmp_path / "broken.safetensors")
+    with pytest.raises(ConfigError, match="expected none for a bundled backbone"):
+        pv.load_backbone("vit_pico", checkpoint=path)
+    with pytest.raises(ConfigError, match="image_size=0; expected at least 1 pixel"):
+        pv.load_backbone(image_size=0)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224.orig_in21k", "hf-hub:nobody/nothing"])
+def test_without_a_network_one_message_says_what_to_do(name):
+    with pytest.raises(BackboneError) as caught:
+        pv.load_backbone(name)
+    message = str(caught.value)
+    assert f"{name!r} could not be loaded" in message
+    assert "checkpoint=FILE" in message
+    assert "\n" not in message
+
+
+def test_the_fingerprint_knows_every_bit_and_nothing_else(make_vit):
+    model = make_vit()
+    before = pv.from_timm(model).fingerprint
+    assert pv.from_timm(copy.deepcopy(model)).fingerprint == before
+    with_head = make_vit(num_classes=7)
+    with_head.load_state_dict(model.state_dict(), strict=False)
+    assert pv.from_timm(with_head).fingerprint == before
+    bits = model.blocks[1].mlp.fc1.bias.data.view(torch.int64)
+    bits[3] ^= 1  # the last binary digit of one number
+    assert pv.from_timm(model).fingerprint != before
+    bits[3] ^= 1
+    assert pv.from_timm(model).fingerprint == before
+    assert pv.from_timm(copy.deepcopy(model).float()).fingerprint != before
+    model.blocks[0].attn.num_heads, model.blocks[0].attn.head_dim = 4, 6  # the same weights, used otherwise
+    assert pv.from_timm(model).fingerprint != before
+
+
+@pytest.mark.parametrize("depth", ["shallow", "deep"])
+def test_tuning_leaves_the_users_model_as_it_was(depth, make_vit):
+    model = make_vit()
+    modules = dict(model.named_modules())
+    before = copy.deepcopy(model.state_dict())
+    tuned = pv.tune(pv.from_timm(model), pv.VPT(length=2, depth=depth), 3).double()
+    optimizer = torch.optim.SGD(tuned.parameters(), lr=1.0, weight_decay=0.1)
+    tuned(torch.randn(2, 3, 16, 16, dtype=torch.float64)).square().sum().backward()
+    optimizer.step()
+    assert tuned.backbone.model is model
+    assert dict(model.named_modules()) == modules
+    assert_same_tensors(model, before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_from_timm_reads_the_models_own_preprocessing_unless_told(make_vit):
+    model = make_vit()
+    own = pv.from_timm(model).preprocessing
+    assert own.size == (16, 16)
+    given = Preprocessing(size=(16, 16), mean=(0.1, 0.2, 0.3))
+    assert pv.from_timm(model, preprocessing=given).preprocessing == given
