@@ -1,0 +1,24 @@
+"""Linear probe: nothing but the head is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from promptvit.backbones.base import Backbone
+from promptvit.methods.base import METHODS, Delta, Method, NoDelta, Preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Method):
+    """Only the head is trained, on the frozen backbone's features."""
+
+    kind: ClassVar[str] = "linear"
+    learning_rate: ClassVar[float] = 1e-2
+
+    def build(self, backbone: Backbone) -> Delta:
+        """Nothing."""
+        return NoDelta()
+
+
+METHODS.register("linear", Preset(method=Linear, summary="the head alone, on frozen features"))
