@@ -1,0 +1,120 @@
+"""What a run is: the whole configuration, as plain values. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from promptvit.backbones.source import BackboneSource
+from promptvit.data.config import DataConfig
+from promptvit.errors import ConfigError
+
+Optimizer = Literal["adamw", "sgd"]
+Schedule = Literal["cosine", "constant"]
+HeadInit = Literal["zeros", "paper"]
+ClassWeights = Literal["none", "balanced"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a task is trained; raises ConfigError with all problems at once.
+
+    - `epochs`: passes over the training images.
+    - `batch_size`: images per step and process.
+    - `accumulate`: batches per update.
+    - `optimizer`: `adamw` with betas 0.9 and 0.999, or `sgd` with `momentum`.
+    - `learning_rate`: of prompts, backbone weights and head at the peak; nothing means the method's own.
+    - `momentum`: of sgd.
+    - `weight_decay`: of head and backbone weights; biases and norms have none.
+    - `delta_weight_decay`: of prompts.
+    - `warmup_epochs`: the learning rate rises linearly, update by update; then the schedule.
+    - `schedule`: `cosine` to 0 at the end, or `constant`.
+    - `label_smoothing`: share of the target that goes to all classes alike.
+    - `class_weights`: `balanced` weighs a class by the inverse of its number of images.
+    - `head`: `zeros` starts the head at zero; `paper` has a weight of standard deviation sqrt(2 / classes).
+    - `clip_norm`: the largest norm of all gradients together; nothing means no clipping.
+    - `precision`: `bf16` and `fp16` are autocast; weights stay in fp32.
+    - `checkpointing`: recompute blocks in the backward pass, for less memory.
+    - `device`: `auto` takes an accelerator if there is one.
+    - `seed`: of initial values, order, augmentation and dropout.
+    - `tensorboard`: curves into `tb/` (extra `track`).
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    accumulate: int = 1
+    optimizer: Optimizer = "adamw"
+    learning_rate: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 0.01
+    delta_weight_decay: float = 0.0
+    warmup_epochs: float = 2.0
+    schedule: Schedule = "cosine"
+    label_smoothing: float = 0.0
+    class_weights: ClassWeights = "none"
+    head: HeadInit = "zeros"
+    clip_norm: float | None = 1.0
+    precision: Precision = "fp32"
+    checkpointing: bool = False
+    device: Device = "auto"
+    seed: int = 0
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={getattr(self, name)}: expected at least 1"
+            for name in ("epochs", "batch_size", "accumulate")
+            if getattr(self, name) < 1
+        ]
+        problems += [
+            f"{name}={getattr(self, name)}: expected 0 or more"
+            for name in ("weight_decay", "delta_weight_decay", "warmup_epochs", "seed")
+            if not getattr(self, name) >= 0
+        ]
+        problems += [
+            f"{name}={getattr(self, name)}: expected above 0"
+            for name in ("learning_rate", "clip_norm")
+            if getattr(self, name) is not None and not getattr(self, name) > 0
+        ]
+        problems += [
+            f"{name}={getattr(self, name)}: expected a value in [0, 1)"
+            for name in ("momentum", "label_smoothing")
+            if not 0 <= getattr(self, name) < 1
+        ]
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                problems.append(f"{name}={getattr(self, name)!r}: expected one of {', '.join(get_args(choices))}")
+        ConfigError.collect(problems, "TrainConfig")
+
+
+_CHOICES = {
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+    "class_weights": ClassWeights,
+    "head": HeadInit,
+    "precision": Precision,
+    "device": Device,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All of a run: data, backbone, method (`name` and the method's own fields) and training."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneSource = field(default_factory=BackboneSource)
+    method: dict[str, Any] = field(default_factory=lambda: {"name": "vpt-deep"})
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method.get("name"), str):
+            raise ConfigError(
+                f"method={self.method!r}", expected="a `name`, and the method's fields", where="RunConfig"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, complete."""
+        return dataclasses.asdict(self)

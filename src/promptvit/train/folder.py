@@ -1,0 +1,114 @@
+"""A run's folder: what is written where, each file in one step.
+
+config.yaml     the whole configuration, reusable
+metrics.jsonl   a row per epoch
+state/          what a killed run needs to go on: the last whole epoch
+delta/          the result (see promptvit.checkpoint)
+summary.json    figures, protocol, versions, cost
+tb/             TensorBoard, if asked for
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from promptvit.errors import ConfigError, DeltaError, OutputError
+from promptvit.files import write_bytes, write_json, write_text
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of the run in `root`."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def delta(self) -> Path:
+        """The folder of the delta."""
+        return self.root / "delta"
+
+    @property
+    def summary(self) -> Path:
+        """The result; it exists if and only if the run is done."""
+        return self.root / "summary.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of event files."""
+        return self.root / "tb"
+
+    @property
+    def state(self) -> Path:
+        """The last whole epoch."""
+        return self.root / "state" / "last.pt"
+
+    def check(self, config: dict[str, Any], *, resume: bool) -> None:
+        """Raise unless the folder is free or, with `resume`, holds a run of the same configuration."""
+        if not self.config.exists():
+            if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+                raise OutputError(
+                    f"{self.root} is in use", expected="a new or empty folder", fix="Choose another --out"
+                )
+            return
+        if not resume:
+            raise OutputError(
+                f"{self.root} holds a run already", fix="Go on with it: --resume; or choose another --out"
+            )
+        known = yaml.safe_load(self.config.read_text())
+        changed = [name for name, values in _plain(config).items() if known.get(name) != values]
+        if changed:
+            raise ConfigError(
+                f"{', '.join(changed)} differ from {self.config}",
+                expected="the same configuration",
+                fix="Resume without changes, or choose another folder",
+            )
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """From now on the folder holds a run."""
+        if not self.config.exists():
+            write_text(self.config, yaml.safe_dump(_plain(config), sort_keys=False))
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Keep `state` (tensors and plain values) and the metrics in it."""
+        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in state["rows"])
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(self.state, buffer.getvalue())
+        write_text(self.root / "metrics.jsonl", rows)
+
+    def read_state(self) -> dict[str, Any] | None:
+        """The state of the last whole epoch, or None if there is none yet."""
+        if not self.state.exists():
+            return None
+        try:
+            return torch.load(self.state, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise DeltaError(f"{self.state} cannot be read: {error}", fix="Remove it to start the run anew") from error
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """The result; from now on the run is done."""
+        write_json(self.summary, summary)
+
+    def read_summary(self) -> dict[str, Any]:
+        """The result of a run that is done."""
+        return json.loads(self.summary.read_text())
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """Lists in place of tuples, as YAML has them."""
+    return json.loads(json.dumps(config))

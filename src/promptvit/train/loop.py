@@ -1,0 +1,306 @@
+"""One run from configuration to result: data, model, epochs, evaluation, files."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from promptvit.backbones.load import load_source
+from promptvit.checkpoint import TENSORS
+from promptvit.data.dataset import ImageDataset
+from promptvit.data.load import load_task
+from promptvit.data.loader import make_loader
+from promptvit.data.task import Split, Task
+from promptvit.data.transforms import augment, normalise
+from promptvit.errors import ConfigError, TrainingError
+from promptvit.methods import METHODS
+from promptvit.methods.base import Method
+from promptvit.model import tune
+from promptvit.preprocessing import Preprocessing
+from promptvit.train.config import RunConfig
+from promptvit.train.device import make_accelerator
+from promptvit.train.evaluate import Metrics, evaluate
+from promptvit.train.folder import Row, RunFolder
+from promptvit.train.optim import learning_rate, make_loss, make_optimizer, schedule_factor, set_learning_rate
+
+CHECK_EVERY = 25
+"""Steps between two looks at the losses: each look waits for the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """Who is told how a run goes on: `begin` (updates in all, and already done), `step`, `epoch` (its row)."""
+
+    begin: Callable[[int, int], None] = lambda total, done: None
+    step: Callable[[], None] = lambda: None
+    epoch: Callable[[Row], None] = lambda row: None
+
+
+def train(
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    listener: Listener | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Train as `config` says, into `folder`; returns what `summary.json` holds.
+
+    Validation after every epoch, the test split once at the end, with the last epoch's weights. A run that was
+    killed goes on from its last whole epoch with `resume` and gives the same numbers; a finished one is only read.
+    Raises PromptvitError of every kind.
+    """
+    method = make_method(config)
+    config = dataclasses.replace(config, method={"name": method.kind, **method.to_dict()})
+    run_folder = RunFolder(Path(folder))
+    run_folder.check(config.to_dict(), resume=resume)
+    if not run_folder.summary.exists():
+        run = Run(config, method, run_folder, listener or Listener())
+        try:
+            run.take_up()
+            for epoch in range(len(run.rows), config.train.epochs):
+                run.train_epoch(epoch)
+            run.finish(command)
+        finally:
+            run.close()
+    return run_folder.read_summary()
+
+
+def make_method(config: RunConfig) -> Method:
+    """The method that `config.method` names, with its fields."""
+    return METHODS[config.method["name"]].build(**{k: v for k, v in config.method.items() if k != "name"})
+
+
+class Run:
+    """A run in progress: what is trained, its data, and the rows of the epochs done."""
+
+    def __init__(self, config: RunConfig, method: Method, folder: RunFolder, listener: Listener) -> None:
+        self.config, self.folder, self.listener = config, folder, listener
+        self.rows: list[Row] = []
+        self.skipped: list[str] = []
+        settings = config.train
+        self.accelerator = make_accelerator(settings)
+        self.task = load_task(config.data)
+        backbone = load_source(config.backbone)
+        backbone.set_checkpointing(settings.checkpointing)
+        torch.manual_seed(settings.seed)
+        self.model = tune(backbone, method, self.task.classes, head=settings.head)
+        geometry = config.data.geometry or backbone.preprocessing.geometry
+        self.model.preprocessing = dataclasses.replace(backbone.preprocessing, geometry=geometry)
+        self.loader, self.val_loader = self._loader(self.task.train, True), self._loader(self.task.val, False)
+        self.loss = make_loss(settings, torch.from_numpy(self.task.train.labels), len(self.task.classes))
+        self.loss = self.loss.to(self.accelerator.device)
+        self.optimizer = make_optimizer(self.model, settings)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.updates_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
+        self.warmup = round(settings.warmup_epochs * self.updates_per_epoch)
+        self.tensorboard = _tensorboard(folder.tensorboard) if settings.tensorboard else None
+
+    def _loader(self, split: Split, shuffle: bool) -> DataLoader:
+        data = self.config.data
+        dataset = ImageDataset(
+            split, self.model.preprocessing, broken=data.broken, cache_bytes=int(data.cache_gib * 2**30)
+        )
+        self.skipped += [f"{error.path}: {error.reason}" for error in dataset.skipped]
+        settings = self.config.train
+        loader = make_loader(
+            dataset, batch_size=settings.batch_size, shuffle=shuffle, seed=settings.seed, workers=data.workers
+        )
+        return self.accelerator.prepare(loader)
+
+    def take_up(self) -> None:
+        """Go on where an earlier process stopped, if there was one."""
+        if self.accelerator.is_main_process:
+            self.folder.write_config(self.config.to_dict())
+        state = self.folder.read_state()
+        total = self.updates_per_epoch * self.config.train.epochs
+        if state is not None:
+            with torch.no_grad():
+                for name, tensor in self.model.trained_tensors().items():
+                    tensor.copy_(state["tensors"][name])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.rows = state["rows"]
+        self.listener.begin(total, len(self.rows) * self.updates_per_epoch)
+
+    def train_epoch(self, epoch: int) -> None:
+        """One pass over the training images, validation, and the state on disk."""
+        started = time.perf_counter()
+        # All chance of an epoch comes from its number, so a resumed run needs no random state.
+        seed = _seed(self.config.train.seed, epoch, self.accelerator.process_index)
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        self.loader.set_epoch(epoch)  # type: ignore[attr-defined]  # accelerate's loaders have it
+        self.wrapped.train()
+        losses, hits, images = [], torch.zeros((), device=self.accelerator.device), 0
+        for step, (pixels, labels) in enumerate(self.loader):
+            loss, correct = self._step(epoch, step, pixels, labels, generator)
+            losses.append(loss)
+            hits += correct
+            images += len(labels)
+            self.listener.step()
+            if len(losses) % CHECK_EVERY == 0:
+                self._check_finite(epoch, losses)
+        self._check_finite(epoch, losses)
+        metrics = evaluate(self.model, self.val_loader, self.accelerator)
+        own = torch.stack([torch.stack(losses).mean(), hits / images])
+        train_loss, train_top1 = torch.as_tensor(self.accelerator.reduce(own, reduction="mean")).tolist()
+        row = {
+            "epoch": epoch + 1,
+            "learning_rate": self._rate(epoch, len(self.loader) - 1),
+            "train_loss": train_loss,
+            "train_top1": train_top1,
+            "val_loss": metrics.loss,
+            "val_top1": metrics.top1,
+            "seconds": time.perf_counter() - started,
+        }
+        self.rows.append(row)
+        self._keep(row)
+
+    def _step(
+        self, epoch: int, step: int, pixels: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One batch; returns its loss and its number of right predictions, both still on the device."""
+        settings = self.config.train
+        preprocessing: Preprocessing = self.model.preprocessing
+        if self.config.data.augment != "none":
+            pixels = augment(pixels, self.config.data.augment, preprocessing, generator)
+        set_learning_rate(self.optimizer, self._rate(epoch, step))
+        with self.accelerator.accumulate(self.wrapped):
+            with self.accelerator.autocast():
+                logits = self.wrapped(normalise(pixels, preprocessing))
+            loss = self.loss(logits.float(), labels)
+            self.accelerator.backward(loss)
+            if settings.clip_norm is not None and self.accelerator.sync_gradients:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
+
+    def _rate(self, epoch: int, step: int) -> float:
+        update = epoch * self.updates_per_epoch + step // self.config.train.accumulate
+        total = self.config.train.epochs * self.updates_per_epoch
+        peak = learning_rate(self.model, self.config.train)
+        return peak * schedule_factor(update, total, self.warmup, self.config.train)
+
+    def _check_finite(self, epoch: int, losses: list[torch.Tensor]) -> None:
+        recent = losses[-CHECK_EVERY:]
+        broken = torch.stack(recent).isfinite().logical_not().nonzero()
+        if len(broken):
+            step = len(losses) - len(recent) + int(broken[0])
+            raise TrainingError(
+                f"the loss is {losses[step].item()} at epoch {epoch + 1}, step {step + 1}, "
+                f"learning rate {self._rate(epoch, step):.3g}",
+                fix="Try a tenth of the learning rate (--train.learning_rate), a longer warm-up, "
+                "--train.clip_norm 1, or bf16 or fp32 in place of fp16. The last whole epoch is kept",
+            )
+
+    def _keep(self, row: Row) -> None:
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            self.folder.write_state(
+                {
+                    "tensors": self.model.trained_tensors(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": None if scaler is None else scaler.state_dict(),
+                    "rows": self.rows,
+                }
+            )
+        if self.tensorboard is not None:
+            for name, value in row.items():
+                self.tensorboard.add_scalar(name, value, row["epoch"])
+        self.listener.epoch(row)
+
+    def finish(self, command: str) -> None:
+        """Evaluate the last epoch's weights on validation and test, and write delta and summary."""
+        val = evaluate(self.model, self.val_loader, self.accelerator)
+        test = None
+        if self.task.test is not None:
+            test = evaluate(self.model, self._loader(self.task.test, False), self.accelerator)
+        if self.accelerator.is_main_process:
+            self.model.save(self.folder.delta)
+            self.folder.write_summary(self._summary(val, test, command))
+        self.accelerator.wait_for_everyone()
+
+    def _summary(self, val: Metrics, test: Metrics | None, command: str) -> dict[str, Any]:
+        backbone = self.model.backbone
+        trained, body = self.model.trained_parameters(), sum(t.numel() for t in backbone.body().values())
+        return {
+            "result": {"val": val.to_dict(), "test": None if test is None else test.to_dict()},
+            "train_loss": self.rows[-1]["train_loss"],
+            "task": _describe(self.task),
+            "method": {"name": self.model.method.kind, **self.model.method.to_dict()},
+            "backbone": {"name": backbone.source.name, "fingerprint": backbone.fingerprint, "parameters": body},
+            "protocol": {
+                "selection": "last epoch",
+                "test": "evaluated once, after the last epoch",
+                "train_on": self.config.data.train_on,
+                "learning_rate": learning_rate(self.model, self.config.train),
+                "preprocessing": self.model.preprocessing.to_dict(),
+            },
+            "config": self.config.to_dict(),
+            "skipped_images": self.skipped,
+            "cost": {
+                "trained_parameters": trained,
+                "trained_percent": 100 * trained / (body + sum(p.numel() for p in self.model.head.parameters())),
+                "delta_bytes": (self.folder.delta / TENSORS).stat().st_size,
+                "seconds": sum(row["seconds"] for row in self.rows),
+                "peak_memory_bytes": _peak_memory(self.accelerator.device),
+            },
+            "machine": {
+                "device": str(self.accelerator.device),
+                "processor": platform.processor() or platform.machine(),
+                "threads": torch.get_num_threads(),
+                "processes": self.accelerator.num_processes,
+            },
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("promptvit", "torch", "timm", "accelerate")},
+            },
+            "command": command,
+        }
+
+    def close(self) -> None:
+        """Let go of writers and of the accelerator."""
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+        self.accelerator.free_memory()
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "tensorboard=True: the package is not installed", where="TrainConfig", fix="pip install 'promptvit[track]'"
+        ) from None
+    return SummaryWriter(str(folder))
+
+
+def _describe(task: Task) -> dict[str, Any]:
+    images = {"train": len(task.train), "val": len(task.val), "test": 0 if task.test is None else len(task.test)}
+    return {"name": task.name, "classes": list(task.classes), "images": images}
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: what CUDA handed out at most, else the process's largest resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,41 @@
+import pytest
+
+from promptvit.errors import ConfigError
+from promptvit.train.config import RunConfig, TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epochs": 0}, "epochs=0: expected at least 1"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0: expected 0 or more"),
+        ({"warmup_epochs": float("nan")}, "warmup_epochs=nan"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0: expected above 0"),
+        ({"clip_norm": -1.0}, "clip_norm=-1.0"),
+        ({"label_smoothing": 1.0}, r"label_smoothing=1.0: expected a value in \[0, 1\)"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**fields)
+
+
+def test_a_wrong_choice_is_refused(untyped):
+    with pytest.raises(ConfigError, match="optimizer='adam': expected one of adamw, sgd"):
+        TrainConfig(optimizer="adam")
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(epochs=0, batch_size=0, momentum=1.0)
+    assert all(name in str(caught.value) for name in ("epochs", "batch_size", "momentum"))
+
+
+def test_a_method_needs_a_name():
+    with pytest.raises(ConfigError, match="expected a `name`"):
+        RunConfig(method={"length": 3})
+
+
+def test_configs_need_no_torch(run_python):
+    assert run_python("import sys, promptvit.train.config; print('torch' in sys.modules)") == "False"

@@ -1,0 +1,208 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+import promptvit as pv
+from promptvit.backbones.source import BackboneSource
+from promptvit.data.config import DataConfig
+from promptvit.errors import ConfigError, OutputError, TrainingError
+from promptvit.methods import METHODS
+from promptvit.train.config import RunConfig, TrainConfig
+from promptvit.train.loop import Listener, train
+
+
+def make_config(source, method="vpt-deep", data=None, **settings):
+    settings = {"epochs": 2, "batch_size": 16, "device": "cpu", "warmup_epochs": 0.5} | settings
+    fields = {"length": 2} if method.startswith("vpt") else {}
+    return RunConfig(
+        data=DataConfig(source=str(source), **(data or {})),
+        backbone=BackboneSource(name="vit_pico", image_size=16),  # 17 tokens in place of 65
+        method={"name": method, **fields},
+        train=TrainConfig(**settings),
+    )
+
+
+def figures(summary):
+    return summary["result"], summary["train_loss"]
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_run_leaves_a_whole_folder(digits_folder, tmp_path, method):
+    rows = []
+    config = make_config(digits_folder, method)
+    summary = train(config, tmp_path / "run", listener=Listener(epoch=rows.append), command="promptvit train")
+    folder = tmp_path / "run"
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] == rows
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[1]["train_loss"] < rows[0]["train_loss"]
+    assert summary["result"]["test"]["images"] == 20
+    assert summary["cost"]["trained_parameters"] == pv.load(folder / "delta").trained_parameters()
+    assert summary["command"] == "promptvit train"
+
+
+def test_the_config_file_gives_the_same_run(digits_folder, tmp_path):
+    first = train(make_config(digits_folder), tmp_path / "a")
+    values = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
+    again = RunConfig(
+        data=DataConfig(**values["data"]),
+        backbone=BackboneSource(**values["backbone"]),
+        method=values["method"],
+        train=TrainConfig(**values["train"]),
+    )
+    assert figures(train(again, tmp_path / "b")) == figures(first)
+
+
+def test_a_run_stopped_between_epochs_goes_on_with_the_same_numbers(digits_folder, tmp_path):
+    config = make_config(digits_folder, epochs=3, data={"augment": "crop+flip"})
+    unbroken = train(config, tmp_path / "a")
+
+    def stop(row):
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "b", listener=Listener(epoch=stop))
+    begun = []
+    listener = Listener(begin=lambda total, done: begun.append((total, done)))
+    assert figures(train(config, tmp_path / "b", resume=True, listener=listener)) == figures(unbroken)
+    assert begun == [(12, 8)]
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_mid_epoch_goes_on_with_the_same_numbers(digits_folder, tmp_path):
+    options = ["--train.epochs", "2", "--train.batch_size", "1", "--train.device", "cpu", "--backbone.image_size", "16"]
+    command = [
+        sys.executable,
+        "-m",
+        "promptvit.cli",
+        "train",
+        "--data",
+        digits_folder,
+        "--method.length",
+        "2",
+        *options,
+    ]
+    subprocess.run([*command, "--out", tmp_path / "whole"], check=True, capture_output=True)
+    process = subprocess.Popen([*command, "--out", tmp_path / "killed"], stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "metrics.jsonl").exists():
+        time.sleep(0.01)
+        assert process.poll() is None
+    time.sleep(0.1)  # some of the sixty batches of the second epoch
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    subprocess.run([*command, "--out", tmp_path / "killed", "--resume"], check=True, capture_output=True)
+    whole, killed = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "killed"))
+    assert figures(killed) == figures(whole)
+    rows = [
+        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
+        for path in (tmp_path / "whole" / "metrics.jsonl", tmp_path / "killed" / "metrics.jsonl")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_a_finished_run_is_only_read(digits_folder, tmp_path):
+    config = make_config(digits_folder, epochs=1)
+    summary = train(config, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert train(config, tmp_path / "run", resume=True) == summary
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    with pytest.raises(OutputError, match="holds a run already"):
+        train(config, tmp_path / "run")
+
+
+def test_accumulated_batches_equal_one_large_batch(digits_folder, tmp_path):
+    small = train(make_config(digits_folder, batch_size=10, accumulate=3, epochs=1), tmp_path / "a")
+    large = train(make_config(digits_folder, batch_size=30, epochs=1), tmp_path / "b")
+    assert small["result"]["val"]["loss"] == pytest.approx(large["result"]["val"]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "sgd", "momentum": 0.5},
+        {"head": "paper"},
+        {"learning_rate": 1e-3},
+        {"weight_decay": 5.0},
+        {"delta_weight_decay": 5.0},
+        {"warmup_epochs": 2.0},
+        {"schedule": "constant"},
+        {"label_smoothing": 0.3},
+        {"class_weights": "balanced"},
+        {"clip_norm": 0.01, "optimizer": "sgd"},
+        {"precision": "bf16"},
+        {"seed": 1},
+        {"batch_size": 8},
+        {"accumulate": 2},
+        {"epochs": 3},
+    ],
+    ids=str,
+)
+def test_every_setting_changes_the_numbers(digits_folder, tmp_path, baselines, settings):
+    other = train(make_config(digits_folder, **settings), tmp_path / "run")
+    assert figures(other) not in baselines
+
+
+@pytest.fixture(scope="module")
+def baselines(digits_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("baselines")
+    return [figures(train(make_config(digits_folder, optimizer=name), folder / name)) for name in ("adamw", "sgd")]
+
+
+def test_checkpointing_changes_no_number(digits_folder, tmp_path):
+    runs = [
+        train(make_config(digits_folder, epochs=1, checkpointing=flag), tmp_path / str(flag)) for flag in (False, True)
+    ]
+    assert figures(runs[0]) == figures(runs[1])
+
+
+def test_decoding_anew_gives_the_same_numbers_as_the_cache(digits_folder, tmp_path):
+    cached = train(make_config(digits_folder, epochs=1), tmp_path / "a")
+    config = make_config(digits_folder, epochs=1, data={"cache_gib": 0.0, "workers": 0})
+    assert figures(train(config, tmp_path / "b")) == figures(cached)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(digits_folder, tmp_path):
+    config = make_config(digits_folder, learning_rate=1e30, optimizer="sgd", clip_norm=None, epochs=5)
+    with pytest.raises(
+        TrainingError, match=r"the loss is (nan|inf) at epoch \d, step \d+, learning rate .*Try a tenth"
+    ):
+        train(config, tmp_path / "run")
+
+
+def test_the_trunk_and_the_global_settings_stay_as_they_were(digits_folder, tmp_path):
+    before = pv.load_backbone().fingerprint
+    train(make_config(digits_folder, "full", epochs=1), tmp_path / "run")
+    assert pv.load_backbone().fingerprint == before
+
+
+def test_tensorboard_writes_curves(digits_folder, tmp_path):
+    train(make_config(digits_folder, epochs=1, tensorboard=True), tmp_path / "run")
+    assert list((tmp_path / "run" / "tb").glob("events.*"))
+
+
+def test_a_device_that_is_not_there_is_refused(digits_folder, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ConfigError, match="device=cuda: no CUDA device is visible"):
+        train(make_config(digits_folder, device="cuda"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_give_a_whole_result(digits_folder, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    options = ["--method.length", "2", "--train.epochs", "1", "--train.device", "cpu", "--backbone.image_size", "16"]
+    command = [*launch, "promptvit.cli", "train", "--data", digits_folder, "--out", tmp_path / "run", *options]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["machine"]["processes"] == 2
+    assert summary["result"]["test"]["images"] == 20

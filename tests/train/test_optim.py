@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+
+import promptvit as pv
+from promptvit.train.config import TrainConfig
+from promptvit.train.optim import make_loss, make_optimizer, parameter_groups, schedule_factor
+
+
+def factors(config, total=100, warmup=10):
+    return [schedule_factor(update, total, warmup, config) for update in range(total)]
+
+
+def test_warm_up_is_linear_and_the_cosine_ends_near_zero():
+    rates = factors(TrainConfig())
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_no_update_is_wasted():
+    assert min(factors(TrainConfig())) > 0
+    assert min(factors(TrainConfig(), total=3, warmup=5)) > 0
+
+
+def test_a_constant_schedule_stays_after_the_warm_up():
+    assert set(factors(TrainConfig(schedule="constant"))[9:]) == {1.0}
+
+
+@pytest.mark.parametrize("method", [pv.VPT(length=2), pv.VPT(length=2, project=8), pv.Linear(), pv.Full()])
+def test_every_trained_parameter_is_in_one_group(make_vit, method):
+    model = pv.tune(pv.from_timm(make_vit()), method, 3)
+    groups = parameter_groups(model, TrainConfig())
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_prompts_weights_and_biases_have_their_own_decay(make_vit):
+    model = pv.tune(pv.from_timm(make_vit()), pv.VPT(length=2), 3)
+    config = TrainConfig(weight_decay=0.5, delta_weight_decay=0.25)
+    decay = {id(p): group["weight_decay"] for group in parameter_groups(model, config) for p in group["params"]}
+    assert decay[id(model.delta.prompts)] == 0.25
+    assert decay[id(model.head.weight)] == 0.5
+    assert decay[id(model.head.bias)] == 0.0
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_the_learning_rate_is_the_methods_unless_given(make_vit, name, kind):
+    model = pv.tune(pv.from_timm(make_vit()), pv.VPT(length=2), 3)
+    own = make_optimizer(model, TrainConfig(optimizer=name))
+    assert isinstance(own, kind)
+    assert own.param_groups[0]["lr"] == pv.VPT.learning_rate
+    assert make_optimizer(model, TrainConfig(optimizer=name, learning_rate=0.5)).param_groups[0]["lr"] == 0.5
+
+
+def test_balanced_class_weights_count_images():
+    labels = torch.tensor([0, 0, 0, 1])
+    loss = make_loss(TrainConfig(class_weights="balanced"), labels, classes=2)
+    assert loss.weight.tolist() == pytest.approx([4 / 6, 4 / 2])
+    assert make_loss(TrainConfig(), labels, classes=2).weight is None
