@@ -1,0 +1,128 @@
+"""Options from config classes: `--train.epochs 5` sets a field, its text is the field's line in the class docstring."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import jsonargparse
+import yaml
+
+from promptvit.errors import ConfigError
+from promptvit.registry import nearest
+
+SHORT = {"--data": "--data.source", "--backbone": "--backbone.name", "--method": "--method.name"}
+"""`--data X` is short for `--data.source X`, in config files too."""
+
+
+def make_parser(verb: str, description: str, positional: str = "") -> jsonargparse.ArgumentParser:
+    """A parser for `promptvit VERB` that raises on wrong usage."""
+    return jsonargparse.ArgumentParser(
+        prog=f"promptvit {verb}",
+        usage=f"promptvit {verb} {positional}[OPTIONS]",
+        description=description,
+        exit_on_error=False,
+        default_env=False,
+        formatter_class=argparse.HelpFormatter,
+    )
+
+
+def add_fields(parser: jsonargparse.ArgumentParser, prefix: str, config: type, fixed: Sequence[str] = ()) -> None:
+    """An option `--prefix.field` for every field of the dataclass `config` but the `fixed` ones."""
+    group = parser.add_argument_group(prefix)
+    hints, texts = get_type_hints(config), field_texts(config)
+    for field in dataclasses.fields(config):
+        if field.name not in fixed:
+            group.add_argument(
+                f"--{prefix}.{field.name}",
+                type=hints[field.name],
+                default=field.default,
+                metavar=field.name.upper(),
+                help=texts.get(field.name, "").replace("%", "%%"),
+            )
+
+
+def field_texts(config: type) -> dict[str, str]:
+    """What the bulleted lines of a class docstring say of each field."""
+    texts = {}
+    for bullet in re.split(r"\n- ", "\n" + (inspect.getdoc(config) or ""))[1:]:
+        text = " ".join(bullet.split("\n\n")[0].split())
+        name = re.match(r"`(\w+)`:? ?", text)
+        if name:
+            texts[name[1]] = text[name.end() :].replace("`", "")
+    return texts
+
+
+def parse(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+    """The options as nested plain values; raises ConfigError, and exits after `--help`."""
+    try:
+        return parser.parse_args(list(arguments)).as_dict()
+    except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
+        raise ConfigError(_one_line(str(error), parser), fix=f"Options: {parser.prog} --help") from None
+
+
+def _one_line(message: str, parser: jsonargparse.ArgumentParser) -> str:
+    unknown = re.match(r"unrecognized arguments: (--?[\w.-]+)", message, re.IGNORECASE)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        close = nearest(unknown[1], known, count=1)
+        return f"unknown option {unknown[1]}" + (f"; did you mean {close[0]}?" if close else "")
+    return " ".join(message.split())
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """The arguments with config files and short forms written out; what stands later wins."""
+    expanded: list[str] = []
+    rest = list(arguments)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if name == "--config":
+            path = value if equals else rest.pop(0) if rest else ""
+            expanded = [*_from_file(Path(path)), *expanded]
+        else:
+            expanded.append(f"{SHORT.get(name, name)}{equals}{value}")
+    return expanded
+
+
+def option_value(arguments: Sequence[str], name: str) -> str | None:
+    """The last value of option `name` among `arguments`, before anything is parsed."""
+    found = None
+    for position, argument in enumerate(arguments):
+        if argument == name and position + 1 < len(arguments):
+            found = arguments[position + 1]
+        elif argument.startswith(f"{name}="):
+            found = argument.partition("=")[2]
+    return found
+
+
+def _from_file(path: Path) -> list[str]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {path} cannot be read: {error}", expected="a YAML file") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path} holds no mapping", expected="data:, backbone:, method: or train:")
+    return [argument for key, value in values.items() for argument in _flatten(f"--{key}", value)]
+
+
+def _flatten(name: str, value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [argument for key, inner in value.items() for argument in _flatten(f"{name}.{key}", inner)]
+    text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
+    return [f"{SHORT.get(name, name)}={text}"]
+
+
+def command_line(verb: str, arguments: Sequence[str]) -> str:
+    """The command as typed, for the record."""
+    return " ".join(["promptvit", verb, *(f"'{a}'" if " " in a else a for a in arguments)])
+
+
+def note(message: str) -> None:
+    """A line for the person at the terminal: to stderr, so that stdout stays clean."""
+    print(message, file=sys.stderr)

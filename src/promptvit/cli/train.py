@@ -1,0 +1,137 @@
+"""`promptvit train`: one run, from images to a folder with the tuned task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from promptvit.backbones.source import BackboneSource
+from promptvit.cli.options import add_fields, command_line, expand, make_parser, note, option_value, parse
+from promptvit.data.config import DataConfig
+from promptvit.train.config import RunConfig, TrainConfig
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from promptvit.train.loop import Listener
+
+DEFAULT_METHOD = "vpt-deep"
+
+
+def run(arguments: list[str]) -> None:
+    """Parse, train, print."""
+    expanded = expand(arguments)
+    method = option_value(expanded, "--method.name")
+    wants_help = not {"-h", "--help"}.isdisjoint(expanded)
+    parser = make_train_parser(method, with_method=method is not None or not wants_help)
+    values = parse(parser, expanded)
+    config = RunConfig(
+        data=DataConfig(**values["data"]),
+        backbone=BackboneSource(**values["backbone"]),
+        method=values["method"],
+        train=TrainConfig(**values["train"]),
+    )
+    folder = Path(values["out"]) if values["out"] else default_folder(config)
+
+    from promptvit.train.loop import train  # after parsing: help and wrong usage need no torch
+
+    with Bars() as bars:
+        summary = train(
+            config,
+            folder,
+            resume=values["resume"],
+            listener=bars.listener(),
+            command=command_line("train", arguments),
+        )
+    print(json.dumps(summary, ensure_ascii=False) if values["json"] else describe(summary, folder))
+
+
+def make_train_parser(method: str | None, *, with_method: bool) -> jsonargparse.ArgumentParser:
+    """The options of `train`; the method's own need its class, and so torch."""
+    parser = make_parser(
+        "train", "Tune a backbone on your images (--data FOLDER: a subfolder per class, or list files)."
+    )
+    parser.add_argument("--config", help="a YAML file with any of these options; later options win")
+    parser.add_argument("--out", type=str | None, default=None, help="the run's folder; runs/TASK-METHOD by default")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    parser.add_argument(
+        "--method.name", default=DEFAULT_METHOD, help="or --method; --method NAME --help adds its options here"
+    )
+    if with_method:
+        from promptvit.methods import METHODS
+
+        preset = METHODS[method or DEFAULT_METHOD]
+        add_fields(parser, "method", preset.method, fixed=tuple(preset.fields))
+    for prefix, config in (("data", DataConfig), ("backbone", BackboneSource), ("train", TrainConfig)):
+        add_fields(parser, prefix, config)
+    return parser
+
+
+def default_folder(config: RunConfig) -> Path:
+    """`runs/TASK-METHOD`, or the next free one."""
+    return free_folder(f"{Path(config.data.source).resolve().name}-{config.method['name']}")
+
+
+def free_folder(name: str) -> Path:
+    """`runs/NAME`, with a number behind it if that is taken."""
+    stem = Path("runs") / name
+    number, folder = 1, stem
+    while folder.exists():
+        number += 1
+        folder = stem.with_name(f"{stem.name}-{number}")
+    return folder
+
+
+def describe(summary: dict[str, Any], folder: Path) -> str:
+    """A few lines for a person."""
+    result, cost = summary["result"], summary["cost"]
+    split = "test" if result["test"] else "val"
+    metrics = result[split]
+    lines = [
+        f"{summary['task']['name']}: {100 * metrics['top1']:.1f} % of {metrics['images']} {split} images right "
+        f"(balanced {100 * metrics['balanced']:.1f} %)",
+        f"{cost['trained_parameters']:,} parameters trained ({cost['trained_percent']:.2f} %), "
+        f"delta {cost['delta_bytes'] / 1024:,.0f} KiB, {cost['seconds']:.0f} s",
+        f"saved in {folder}",
+        f"next: promptvit predict {folder} IMAGE...",
+    ]
+    if summary["skipped_images"]:
+        lines.insert(0, f"skipped {len(summary['skipped_images'])} broken images (listed in summary.json)")
+    return "\n".join(lines)
+
+
+class Bars:
+    """A progress bar over the whole run, on stderr, with the last epoch's figures."""
+
+    def __init__(self, label: str = "training", *, quiet: bool = False) -> None:
+        self.label, self.quiet = label, quiet
+        self.bar: Any = None
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def listener(self) -> Listener:
+        """What the run calls."""
+        from promptvit.train.loop import Listener
+
+        return Listener(begin=self.begin, step=lambda: self.bar.update(), epoch=self.epoch)
+
+    def begin(self, total: int, done: int) -> None:
+        """Show the bar; a resumed run starts in its middle."""
+        from tqdm import tqdm
+
+        if done:
+            note(f"resuming after {done} of {total} updates")
+        self.bar = tqdm(
+            total=total, initial=done, desc=self.label, unit="step", disable=self.quiet or None, leave=False
+        )
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """The figures of an epoch beside the bar."""
+        self.bar.set_postfix_str(f"loss {row['train_loss']:.3f}, val {100 * row['val_top1']:.1f} %")
