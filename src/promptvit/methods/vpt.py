@@ -38,7 +38,7 @@ class VPT(Method):
     init: Literal["paper", "normal"] = "paper"
 
     kind: ClassVar[str] = "vpt"
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 5e-3
 
     def __post_init__(self) -> None:
         problems = []
