@@ -122,8 +122,8 @@ def markdown(rows: list[dict[str, Any]], started: dict[str, Any], planned: int) 
         [
             *lines,
             "",
-            f"{len(rows)} of {planned} runs are done. Parameters and delta: smallest to largest task. Seconds: mean per",
-            "run, one thread each, several runs at a time on a shared machine.",
+            f"{len(rows)} of {planned} runs are done. Parameters and delta: smallest to largest task.",
+            "Seconds: mean per run, one thread each, several runs at a time on a shared machine.",
             "",
             "- Command: `python -m benchmarks.mini_vtab`; each cell is `promptvit train --data mini-vtab/TASK",
             "  --method METHOD --train.seed SEED`",
