@@ -46,7 +46,7 @@ format: setup
 	$(RUN)/ruff check --fix .
 
 bench: setup
-	$(OFFLINE) $(RUN)/python -m benchmarks.run
+	$(OFFLINE) $(RUN)/python -m benchmarks.run --json docs/results/benchmark.json
 
 clean:
 	rm -rf .venv .tools .pytest_cache .ruff_cache .hypothesis dist

@@ -33,16 +33,12 @@ def attend(
     """
     read = first_rows(x, rows)  # [B, R, D]
     (q,) = project(attention, read, QUERY)  # [B, R, H, d]
-    k, v = project_keys_values(attention, x)  # [B, N, H, d] each
-    if keys is None or values is None:
-        out = _scaled_dot_product(attention, attention.q_norm(q), k, v)
+    q = attention.q_norm(q)
+    if _few_queries(attention, rows):
+        out = _attend_from_few(attention, q, x, keys, values)
     else:
-        parts = (k, _beside(keys, k)), (v, _beside(values, v))
-        k, v = (torch.cat(part, dim=1) for part in parts)  # [B, N+T, H, d]
-        alone = recomputed or torch.compiler.is_compiling()  # a compiler decides itself what to keep
-        with nullcontext() if alone else _KeepParts({k: parts[0], v: parts[1]}):
-            out = _scaled_dot_product(attention, attention.q_norm(q), k, v)
-    out = attention.norm(out)
+        out = _attend_from_all(attention, q, x, keys, values, recomputed)
+    out = attention.norm(out)  # [B, R, H*d]
     if attention.gate is not None:
         out = out * attention.gate(read).sigmoid()
     return attention.proj_drop(attention.proj(out))
@@ -74,6 +70,52 @@ def project_keys_values(attention: Attention, x: Tensor) -> tuple[Tensor, Tensor
     """Normalised keys, and values [..., N, H, d] of the normalised rows `x` [..., N, D]."""
     k, v = project(attention, x, KEY, VALUE)
     return attention.k_norm(k), v
+
+
+def _attend_from_all(
+    attention: Attention, q: Tensor, x: Tensor, keys: Tensor | None, values: Tensor | None, recomputed: bool
+) -> Tensor:
+    k, v = project_keys_values(attention, x)  # [B, N, H, d] each
+    if keys is None or values is None:
+        return _scaled_dot_product(attention, q, k, v)
+    parts = (k, _beside(keys, k)), (v, _beside(values, v))
+    k, v = (torch.cat(part, dim=1) for part in parts)  # [B, N+T, H, d]
+    plain = recomputed or not k.requires_grad or torch.compiler.is_compiling()  # a compiler decides what to keep
+    with nullcontext() if plain else _KeepParts({k: parts[0], v: parts[1]}):
+        return _scaled_dot_product(attention, q, k, v)
+
+
+def _few_queries(attention: Attention, rows: int) -> bool:
+    """Whether it pays to bring the key and value weights to the queries, and nothing stands between the two."""
+    pays = 8 * rows * attention.num_heads < attention.attn_dim
+    dropout = attention.training and attention.attn_drop.p > 0
+    return pays and not dropout and type(attention.k_norm) is nn.Identity and type(attention.qkv) is nn.Linear
+
+
+def _attend_from_few(attention: Attention, q: Tensor, x: Tensor, keys: Tensor | None, values: Tensor | None) -> Tensor:
+    """Attention of a few rows `q` [B, R, H, d] without keys and values of the N rows `x` [B, N, D].
+
+    q · (W x + b) is (q W) · x + q · b, and a weighted sum of W x + b is W applied to the weighted sum of x, plus b: the
+    last block, of which the readout reads one row, needs no key and value projection of all the others.
+    """
+    heads, rows, n = attention.num_heads, q.shape[1], x.shape[1]
+    _, wk, wv = attention.qkv.weight.unflatten(0, (3, heads, -1)).unbind(0)  # [H, d, D] each
+    q = q.transpose(1, 2) * attention.scale  # [B, H, R, d]
+    scores = (torch.einsum("bhrd,hde->bhre", q, wk).flatten(1, 2) @ x.mT).unflatten(1, (heads, rows))  # [B, H, R, N]
+    biases = None if attention.qkv.bias is None else attention.qkv.bias.unflatten(0, (3, heads, 1, -1))
+    if biases is not None:
+        scores = scores + (q * biases[KEY]).sum(dim=-1, keepdim=True)
+    if keys is not None:
+        scores = torch.cat([scores, q @ keys.mT.to(q.dtype)], dim=-1)  # [B, H, R, N+T]
+    shares = scores.softmax(dim=-1).to(x.dtype)
+    of_rows = shares[..., :n]
+    mixed = (of_rows.flatten(1, 2) @ x).unflatten(1, (heads, rows))  # [B, H, R, D]
+    out = torch.einsum("bhre,hde->bhrd", mixed, wv)
+    if biases is not None:
+        out = out + of_rows.sum(dim=-1, keepdim=True) * biases[VALUE]
+    if values is not None:
+        out = out + shares[..., n:] @ values.to(shares.dtype)
+    return out.transpose(1, 2).flatten(2)  # [B, R, H*d]
 
 
 def _scaled_dot_product(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
