@@ -7,15 +7,14 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
 export UV_PYTHON_DOWNLOADS := never
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help setup demo test check format docs bench clean
+.PHONY: help setup demo test check format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    tune the bundled backbone on handwritten digits, four ways, and compare"
 	@echo "make test    run the tests"
-	@echo "make check   formatting, lint, types, generated docs"
+	@echo "make check   formatting, lint, types"
 	@echo "make format  format the code and apply safe lint fixes"
-	@echo "make docs    write the generated pages of docs/reference"
 	@echo "make bench   measure speed and memory against the literal formulation"
 
 $(UV):

@@ -60,7 +60,7 @@ def run(job: tuple[Cell, Path, Path]) -> tuple[Cell, float]:
     """Train one cell, or read it; returns its test accuracy."""
     from promptvit.data.config import DataConfig
     from promptvit.train.config import RunConfig, TrainConfig
-    from promptvit.train.loop import train
+    from promptvit.train.loop import fit
 
     cell, data, folder = job
     _, method, seed = cell
@@ -68,7 +68,7 @@ def run(job: tuple[Cell, Path, Path]) -> tuple[Cell, float]:
         data=DataConfig(source=str(data)), method={"name": method}, train=TrainConfig(seed=seed, device="cpu")
     )
     command = f"promptvit train --data mini-vtab/{cell[0]} --method {method} --train.seed {seed}"
-    summary = train(config, folder, resume=True, command=command)
+    summary = fit(config, folder, resume=True, command=command)
     return cell, summary["result"]["test"]["top1"]
 
 

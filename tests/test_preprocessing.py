@@ -37,7 +37,7 @@ def test_the_stored_size_leaves_room_for_the_crop():
         ("std", (1.0, 0.0, 1.0), "values above 0"),
         ("crop_fraction", 0.0, r"in \(0, 1\]"),
         ("crop_fraction", 1.5, r"in \(0, 1\]"),
-        ("geometry", "stretch", "expected squash or crop"),
+        ("geometry", "stretch", "expected one of squash, crop"),
         ("interpolation", "cubic", "expected one of nearest, bilinear"),
     ],
 )

@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from promptvit.checkpoint import load
     from promptvit.data.config import DataConfig
     from promptvit.data.load import load_task
+    from promptvit.errors import PromptvitError
     from promptvit.methods.full import Full
     from promptvit.methods.linear import Linear
     from promptvit.methods.vpt import VPT
     from promptvit.model import Prediction, TunedModel, tune
+    from promptvit.train.config import RunConfig, TrainConfig
+    from promptvit.train.loop import fit
 
 _HOMES = {
     "Backbone": "backbones.base",
@@ -24,9 +27,13 @@ _HOMES = {
     "Full": "methods.full",
     "Linear": "methods.linear",
     "Prediction": "model",
+    "PromptvitError": "errors",
+    "RunConfig": "train.config",
+    "TrainConfig": "train.config",
     "TunedModel": "model",
     "VPT": "methods.vpt",
     "backbone_names": "backbones.load",
+    "fit": "train.loop",
     "from_timm": "backbones.load",
     "load": "checkpoint",
     "load_backbone": "backbones.load",
@@ -43,8 +50,12 @@ __all__ = [
     "Full",
     "Linear",
     "Prediction",
+    "PromptvitError",
+    "RunConfig",
+    "TrainConfig",
     "TunedModel",
     "backbone_names",
+    "fit",
     "from_timm",
     "load",
     "load_backbone",

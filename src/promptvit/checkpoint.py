@@ -75,7 +75,7 @@ def load(folder: str | Path, *, backbone: Backbone | None = None) -> TunedModel:
     folder = Path(folder)
     description = _read_description(folder / DESCRIPTION)
     try:
-        source = BackboneSource(**_tuples(description["backbone"]["source"]))
+        source = BackboneSource.from_dict(description["backbone"]["source"])
         expected = description["backbone"]["fingerprint"]
         method = METHODS[description["method"]["kind"]].method(**description["method"]["config"])
         classes, sha256 = class_names(description["classes"]), description["sha256"]
@@ -158,7 +158,3 @@ def _mismatches(targets: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[
         if name in tensors and tensors[name].shape != target.shape
     ]
     return problems
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

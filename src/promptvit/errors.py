@@ -70,7 +70,7 @@ class BrokenImageError(DataError):
         self.path, self.reason = Path(path), reason
         super().__init__(
             f"{path} cannot be decoded: {reason}",
-            fix="Repair or remove the file, or skip such files with --data.broken skip",
+            fix="Repair or remove the file; train and evaluate can leave such files out (--data.broken skip)",
         )
 
 

@@ -48,8 +48,8 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def json_bytes(values: Any) -> bytes:
-    """Indented JSON with a closing newline; NaN and infinity are refused."""
-    return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """Indented JSON with a closing newline; NaN and infinity are refused, bytes of odd file names escaped."""
+    return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
 
 
 def digest(content: bytes) -> str:

@@ -111,6 +111,8 @@ class TunedModel(nn.Module):
 
         Raises BrokenImageError for a file that cannot be decoded.
         """
+        if top < 1 or batch_size < 1:
+            raise ConfigError(f"top={top}, batch_size={batch_size}", expected="at least 1", where="predict")
         pictures = [images] if isinstance(images, Picture) else list(images)
         was_training = self.training
         folded = self.fold()
@@ -170,7 +172,8 @@ class FoldedModel(nn.Module):
         self.depth = model.backbone.info.depth
         for index, given in enumerate(model.backbone.fold(model.delta(1)) or [NOTHING] * self.depth):
             for part in PARTS:
-                self.register_buffer(f"{part}_{index}", getattr(given, part))
+                value = getattr(given, part)
+                self.register_buffer(f"{part}_{index}", None if value is None else value.detach().clone())
         self.eval()
 
     def forward(self, images: Images) -> Logits:

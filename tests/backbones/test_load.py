@@ -9,8 +9,8 @@ from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 
 import promptvit as pv
+from promptvit.backbones.load import family_of
 from promptvit.backbones.source import BackboneSource
-from promptvit.backbones.vit import _refuse_unknown
 from promptvit.errors import BackboneError, ConfigError, UnknownNameError
 from promptvit.preprocessing import Preprocessing
 
@@ -79,7 +79,7 @@ def test_every_listed_architecture_is_driven():
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=0, depth=1)
         try:
-            _refuse_unknown(model)
+            family_of(model)
         except BackboneError:
             refused.append(name)
     assert refused == []
@@ -213,3 +213,12 @@ def test_from_timm_reads_the_models_own_preprocessing_unless_told(make_vit):
     assert own.size == (16, 16)
     given = Preprocessing(size=(16, 16), mean=(0.1, 0.2, 0.3))
     assert pv.from_timm(model, preprocessing=given).preprocessing == given
+
+
+def test_the_fingerprint_tells_activations_apart():
+    models = [
+        timm.create_model(f"vit_base_patch32_{kind}_224", embed_dim=24, num_heads=2, depth=1, num_classes=0)
+        for kind in ("clip", "clip_quickgelu")
+    ]
+    models[1].load_state_dict(models[0].state_dict())
+    assert pv.from_timm(models[0]).fingerprint != pv.from_timm(models[1]).fingerprint

@@ -61,13 +61,16 @@ def test_wrong_usage_is_one_line(parser, arguments, message):
 def test_short_forms_and_config_files_are_written_out(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("data: digits\nmethod: {name: vpt-deep, length: 7}\ntrain: {learning_rate: null, epochs: 3}\n")
-    expanded = expand(["--method", "linear", "--config", str(path), "--train.epochs=4"])
+    expanded = expand(["--config", str(path), "--train.epochs=4"])
     assert expanded == [
         "--data.source=digits", "--method.name=vpt-deep", "--method.length=7", "--train.learning_rate=null",
-        "--train.epochs=3", "--method.name", "linear", "--train.epochs=4",
+        "--train.epochs=3", "--train.epochs=4",
     ]  # fmt: skip
-    assert option_value(expanded, "--method.name") == "linear"
+    assert option_value(expanded, "--method.name") == "vpt-deep"
     assert option_value(expanded, "--train.epochs") == "4"
+    switched = expand(["--method", "linear", "--config", str(path)])
+    assert [argument for argument in switched if argument.startswith("--method")] == ["--method.name"]
+    assert option_value(switched, "--method.name") == "linear"
 
 
 @pytest.mark.parametrize(

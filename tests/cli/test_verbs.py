@@ -59,6 +59,22 @@ def test_options_win_over_the_config_file(tmp_path, capsys, images):
     assert json.loads(capsys.readouterr().out)["method"]["length"] == 3
 
 
+def test_another_method_leaves_the_files_method_options_behind(images, finished, tmp_path, capsys):
+    arguments = [
+        "--config",
+        str(finished / "config.yaml"),
+        "--method",
+        "linear",
+        "--out",
+        str(tmp_path / "run"),
+        "--json",
+    ]
+    assert main(["train", *arguments]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["method"] == {"name": "linear"}
+    assert "leaving out what the config file says of its method: --method.name=vpt" in captured.err
+
+
 def test_a_second_run_gets_its_own_folder(images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
@@ -80,6 +96,27 @@ def test_evaluate_reads_like_a_table(finished, images, capsys):
     arguments = ["evaluate", str(finished / "delta"), "--data", str(images), "--split", "val", "--device", "cpu"]
     assert main(arguments) == 0
     assert re.search(r"top1 +[01]\.\d{4}", capsys.readouterr().out)
+
+
+def test_evaluate_takes_the_runs_data_with_what_is_typed_on_top(finished, capsys):
+    arguments = ["evaluate", str(finished), "--split", "val", "--device", "cpu", "--json"]
+    assert main([*arguments, "--data.validation_fraction", "0.5"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 20
+
+
+def test_an_oblong_run_can_be_evaluated(images, tmp_path, capsys):
+    options = [
+        "--train.epochs",
+        "1",
+        "--train.device",
+        "cpu",
+        "--backbone.image_size",
+        "[16, 24]",
+        "--method",
+        "linear",
+    ]
+    assert main(["train", "--data", str(images), "--out", str(tmp_path / "run"), *options]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--split", "val", "--device", "cpu"]) == 0
 
 
 def test_predict_on_files_and_folders(finished, images, capsys):
@@ -168,6 +205,11 @@ def test_data_that_cannot_be_used(images, tmp_path, capsys, make, code, message)
         (["--method.length", "many"], 2, "many"),
         (["--method", "vpt-deep", "--method.depth", "shallow"], 2, "unknown option --method.depth"),
         (["--train.epohcs", "3"], 2, "did you mean --train.epochs?"),
+        (["--train.epoch", "3"], 2, "unknown option --train.epoch"),
+        (["--resume"], 2, "--resume with --out"),
+        (["--backbone.image_size", "2"], 2, "expected at least one patch"),
+        (["--backbone", "resnet50"], 1, "ResNet is not a supported architecture"),
+        (["--backbone", "vit_base_patch16_rpn_224.sw_in1k"], 1, "blocks.0 is a ResPostBlock"),
         (["--train.epochs", "0"], 2, "epochs=0: expected at least 1"),
         (["--train.device", "cuda"], 2, "no CUDA device is visible"),
         (["--backbone", "resnet18", "--backbone.pretrained", "false"], 1, "ResNet is not a supported architecture"),
@@ -198,6 +240,17 @@ def test_a_delta_for_another_backbone_is_refused(finished, images, tmp_path, cap
     (folder / "delta.json").write_text(json.dumps(description))
     assert main(["predict", str(folder), str(images), "--device", "cpu"]) == 1
     assert_one_message(capsys, "fingerprint")
+
+
+@pytest.mark.parametrize("option", ["--top", "--batch_size"])
+def test_predict_refuses_numbers_below_one(finished, images, capsys, option):
+    assert main(["predict", str(finished), str(images), "--device", "cpu", option, "0"]) == 2
+    assert_one_message(capsys, "expected at least 1")
+
+
+def test_a_demo_leaves_a_folder_in_use_alone(finished, capsys):
+    assert main(["demo", "--out", str(finished)]) == 1
+    assert_one_message(capsys, "is in use")
 
 
 def test_a_folder_without_a_delta_is_refused(images, tmp_path, capsys):

@@ -23,6 +23,14 @@ def test_a_deep_copy_owns_its_parameters(model, images):
     assert_independent(copy.deepcopy(model), model, images)
 
 
+def test_a_folded_model_is_copied_and_pickled_too(model, images):
+    folded = model.fold()
+    expected = folded(images)
+    assert not any(buffer.requires_grad for buffer in folded.buffers())
+    for twin in (copy.deepcopy(folded), pickle.loads(pickle.dumps(folded))):
+        assert torch.equal(twin(images), expected)
+
+
 def test_it_pickles(model, images):
     twin = pickle.loads(pickle.dumps(model))
     assert (twin.method, twin.classes, twin.preprocessing) == (model.method, model.classes, model.preprocessing)

@@ -97,3 +97,8 @@ def test_a_small_class_is_not_held_out_whole():
 def test_holdout_says_when_there_is_nothing_to_hold_out():
     with pytest.raises(DataError, match="no two of one class"):
         stratified_holdout(paths([0, 1, 2]), 0.2, 0)
+
+
+def test_class_names_that_are_no_text_are_refused():
+    with pytest.raises(DataError, match=r"udce9.*expected printable text"):
+        Task(name="menu", classes=("tea", "caf\udce9"), train=paths([0, 1]), val=paths([0, 1]), test=None)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import yaml
 import promptvit as pv
 from promptvit.backbones.source import BackboneSource
 from promptvit.data.config import DataConfig
-from promptvit.errors import ConfigError, OutputError, TrainingError
+from promptvit.errors import BrokenImageError, ConfigError, OutputError, TrainingError
 from promptvit.methods import METHODS
 from promptvit.train.config import RunConfig, TrainConfig
-from promptvit.train.loop import Listener, train
+from promptvit.train.folder import RunFolder
+from promptvit.train.loop import Listener, fit
 
 
 def make_config(source, method="vpt-deep", data=None, **settings):
@@ -37,7 +39,7 @@ def figures(summary):
 def test_a_run_leaves_a_whole_folder(digits_folder, tmp_path, method):
     rows = []
     config = make_config(digits_folder, method)
-    summary = train(config, tmp_path / "run", listener=Listener(epoch=rows.append), command="promptvit train")
+    summary = fit(config, tmp_path / "run", listener=Listener(epoch=rows.append), command="promptvit train")
     folder = tmp_path / "run"
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] == rows
@@ -49,30 +51,24 @@ def test_a_run_leaves_a_whole_folder(digits_folder, tmp_path, method):
 
 
 def test_the_config_file_gives_the_same_run(digits_folder, tmp_path):
-    first = train(make_config(digits_folder), tmp_path / "a")
+    first = fit(make_config(digits_folder), tmp_path / "a")
     values = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
-    again = RunConfig(
-        data=DataConfig(**values["data"]),
-        backbone=BackboneSource(**values["backbone"]),
-        method=values["method"],
-        train=TrainConfig(**values["train"]),
-    )
-    assert figures(train(again, tmp_path / "b")) == figures(first)
+    assert figures(fit(RunConfig.from_dict(values), tmp_path / "b")) == figures(first)
 
 
 def test_a_run_stopped_between_epochs_goes_on_with_the_same_numbers(digits_folder, tmp_path):
     config = make_config(digits_folder, epochs=3, data={"augment": "crop+flip"})
-    unbroken = train(config, tmp_path / "a")
+    unbroken = fit(config, tmp_path / "a")
 
     def stop(row):
         if row["epoch"] == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "b", listener=Listener(epoch=stop))
+        fit(config, tmp_path / "b", listener=Listener(epoch=stop))
     begun = []
     listener = Listener(begin=lambda total, done: begun.append((total, done)))
-    assert figures(train(config, tmp_path / "b", resume=True, listener=listener)) == figures(unbroken)
+    assert figures(fit(config, tmp_path / "b", resume=True, listener=listener)) == figures(unbroken)
     assert begun == [(12, 8)]
 
 
@@ -111,17 +107,17 @@ def test_a_run_killed_in_mid_epoch_goes_on_with_the_same_numbers(digits_folder, 
 
 def test_a_finished_run_is_only_read(digits_folder, tmp_path):
     config = make_config(digits_folder, epochs=1)
-    summary = train(config, tmp_path / "run")
+    summary = fit(config, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    assert train(config, tmp_path / "run", resume=True) == summary
+    assert fit(config, tmp_path / "run", resume=True) == summary
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
     with pytest.raises(OutputError, match="holds a run already"):
-        train(config, tmp_path / "run")
+        fit(config, tmp_path / "run")
 
 
 def test_accumulated_batches_equal_one_large_batch(digits_folder, tmp_path):
-    small = train(make_config(digits_folder, batch_size=10, accumulate=3, epochs=1), tmp_path / "a")
-    large = train(make_config(digits_folder, batch_size=30, epochs=1), tmp_path / "b")
+    small = fit(make_config(digits_folder, batch_size=10, accumulate=3, epochs=1), tmp_path / "a")
+    large = fit(make_config(digits_folder, batch_size=30, epochs=1), tmp_path / "b")
     assert small["result"]["val"]["loss"] == pytest.approx(large["result"]["val"]["loss"], rel=1e-4)
 
 
@@ -147,27 +143,27 @@ def test_accumulated_batches_equal_one_large_batch(digits_folder, tmp_path):
     ids=str,
 )
 def test_every_setting_changes_the_numbers(digits_folder, tmp_path, baselines, settings):
-    other = train(make_config(digits_folder, **settings), tmp_path / "run")
+    other = fit(make_config(digits_folder, **settings), tmp_path / "run")
     assert figures(other) not in baselines
 
 
 @pytest.fixture(scope="module")
 def baselines(digits_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("baselines")
-    return [figures(train(make_config(digits_folder, optimizer=name), folder / name)) for name in ("adamw", "sgd")]
+    return [figures(fit(make_config(digits_folder, optimizer=name), folder / name)) for name in ("adamw", "sgd")]
 
 
 def test_checkpointing_changes_no_number(digits_folder, tmp_path):
     runs = [
-        train(make_config(digits_folder, epochs=1, checkpointing=flag), tmp_path / str(flag)) for flag in (False, True)
+        fit(make_config(digits_folder, epochs=1, checkpointing=flag), tmp_path / str(flag)) for flag in (False, True)
     ]
     assert figures(runs[0]) == figures(runs[1])
 
 
 def test_decoding_anew_gives_the_same_numbers_as_the_cache(digits_folder, tmp_path):
-    cached = train(make_config(digits_folder, epochs=1), tmp_path / "a")
+    cached = fit(make_config(digits_folder, epochs=1), tmp_path / "a")
     config = make_config(digits_folder, epochs=1, data={"cache_gib": 0.0, "workers": 0})
-    assert figures(train(config, tmp_path / "b")) == figures(cached)
+    assert figures(fit(config, tmp_path / "b")) == figures(cached)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(digits_folder, tmp_path):
@@ -175,17 +171,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(digits_folder, t
     with pytest.raises(
         TrainingError, match=r"the loss is (nan|inf) at epoch \d, step \d+, learning rate .*Try a tenth"
     ):
-        train(config, tmp_path / "run")
+        fit(config, tmp_path / "run")
 
 
 def test_the_trunk_and_the_global_settings_stay_as_they_were(digits_folder, tmp_path):
     before = pv.load_backbone().fingerprint
-    train(make_config(digits_folder, "full", epochs=1), tmp_path / "run")
+    fit(make_config(digits_folder, "full", epochs=1), tmp_path / "run")
     assert pv.load_backbone().fingerprint == before
 
 
 def test_tensorboard_writes_curves(digits_folder, tmp_path):
-    train(make_config(digits_folder, epochs=1, tensorboard=True), tmp_path / "run")
+    fit(make_config(digits_folder, epochs=1, tensorboard=True), tmp_path / "run")
     assert list((tmp_path / "run" / "tb").glob("events.*"))
 
 
@@ -193,7 +189,7 @@ def test_a_device_that_is_not_there_is_refused(digits_folder, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ConfigError, match="device=cuda: no CUDA device is visible"):
-        train(make_config(digits_folder, device="cuda"), tmp_path / "run")
+        fit(make_config(digits_folder, device="cuda"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -206,3 +202,36 @@ def test_two_processes_give_a_whole_result(digits_folder, tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["machine"]["processes"] == 2
     assert summary["result"]["test"]["images"] == 20
+
+
+def test_a_broken_test_image_stops_the_run_before_it_starts(digits_folder, tmp_path):
+    root = shutil.copytree(digits_folder, tmp_path / "data")
+    (root / "test" / "0" / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(BrokenImageError, match=r"broken.png cannot be decoded"):
+        fit(make_config(root), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_skipped_images_are_counted_and_listed_once(digits_folder, tmp_path):
+    root = shutil.copytree(digits_folder, tmp_path / "data")
+    (root / "val" / "0" / "broken.png").write_bytes(b"no picture")
+    data = {"broken": "skip", "train_on": "train+val"}
+    summary = fit(make_config(root, epochs=1, data=data), tmp_path / "run")
+    assert summary["task"]["images"] == {"train": 80, "val": 20, "test": 20}
+    assert len(summary["skipped_images"]) == 1
+
+
+def test_an_update_that_breaks_the_weights_is_not_kept(digits_folder, tmp_path):
+    settings = {"learning_rate": 1e30, "optimizer": "sgd", "clip_norm": None, "batch_size": 60, "epochs": 3}
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at epoch \d, step 1"):
+        fit(make_config(digits_folder, **settings), tmp_path / "run")
+    state = RunFolder(tmp_path / "run").read_state()
+    assert all(tensor.isfinite().all() for tensor in (state["tensors"] if state else {}).values())
+
+
+def test_a_short_run_is_warm_up_for_half_of_it_at_most(digits_folder, tmp_path):
+    rates = []
+    config = make_config(digits_folder, epochs=4, warmup_epochs=50.0, learning_rate=1.0)
+    fit(config, tmp_path / "run", listener=Listener(epoch=lambda row: rates.append(row["learning_rate"])))
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[2] > rates[3]

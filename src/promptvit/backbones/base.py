@@ -46,7 +46,8 @@ class BackboneInfo:
     """The sizes of a backbone.
 
     `width` D, `depth` L, `heads` H, `head_width` d; `prefix`: rows before the patches (CLS, registers);
-    `patch_size` and `grid` as height and width; `channels` of the input image; `readout`: how features are pooled.
+    `patch_size` and `grid` as height and width; `channels` of the input image; `readout`: how features are pooled;
+    `activation` and `norm`: what weights do not tell of the arithmetic.
     """
 
     width: int
@@ -58,6 +59,8 @@ class BackboneInfo:
     grid: tuple[int, int]
     channels: int
     readout: str
+    activation: str
+    norm: str
 
 
 class Backbone(nn.Module, ABC):

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
+import torch
 from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from timm.models.deit import VisionTransformerDistilled
@@ -61,6 +62,13 @@ def from_timm(
     `preprocessing` is the model's own unless given. Without a `source`, a delta trained on the backbone can be
     loaded only by handing the same backbone to `load`. Raises BackboneError for an unsupported architecture.
     """
+    family = family_of(model)
+    assert isinstance(model, VisionTransformer)
+    return family(model, preprocessing or _preprocessing(model), source or BackboneSource(name=""))
+
+
+def family_of(model: nn.Module) -> type[ViTBackbone]:
+    """The class that drives `model`; raises BackboneError if none does, or if it does not know a part of it."""
     family = FAMILIES.get(type(model))
     if family is None:
         raise BackboneError(
@@ -69,8 +77,8 @@ def from_timm(
             where="load_backbone",
             fix="`promptvit backbones` lists the names that work",
         )
-    assert isinstance(model, VisionTransformer)
-    return family(model, preprocessing or _preprocessing(model), source or BackboneSource(name=""))
+    family.check(model)
+    return family
 
 
 def backbone_names(*, pretrained: bool = True) -> list[str]:
@@ -98,6 +106,9 @@ def _create(name: str, source: BackboneSource) -> nn.Module:
             )
         npz = Path(source.checkpoint).suffix == ".npz"
         arguments["pretrained_cfg_overlay"] = {"file": source.checkpoint, "custom_load": npz}
+    if source.pretrained and ":" not in name:  # refuse before anything is downloaded
+        with torch.device("meta"):
+            family_of(timm.create_model(name, num_classes=0))
     try:
         return timm.create_model(name, pretrained=source.pretrained, num_classes=0, **arguments)
     except Exception as error:  # timm, the Hub client and the file formats raise of all kinds here
@@ -129,7 +140,7 @@ def _timm_name(name: str) -> str:
         )
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        raise unknown("backbone", name, [*BUNDLED, *timm.list_models(), *timm.list_pretrained()], LISTING)
+        raise unknown("backbone", name, [*backbone_names(pretrained=False), *backbone_names()], LISTING)
     tags = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tags:
         raise unknown("backbone", name, tags, f"Weights of {architecture}: {', '.join(tags) or 'none'}")
@@ -138,9 +149,8 @@ def _timm_name(name: str) -> str:
 
 def _preprocessing(model: VisionTransformer) -> Preprocessing:
     values = resolve_model_data_config(model)
-    height, width = model.patch_embed.img_size
     return Preprocessing(
-        size=(height, width),
+        size=cast(tuple[int, int], model.patch_embed.img_size),
         mean=tuple(values["mean"]),
         std=tuple(values["std"]),
         interpolation=values["interpolation"],
@@ -163,6 +173,8 @@ def vit_pico(source: BackboneSource) -> Backbone:
         weights = load_file(str(files("promptvit.backbones") / "assets" / "vit_pico.safetensors"))
         model.load_state_dict({name: w.float() for name, w in weights.items() if not name.startswith(HEADS)})
     size = _pair(source.image_size or 32)
+    if min(size) < 4:
+        raise ConfigError(f"image_size={source.image_size}", expected="at least one patch, 4x4", where=source.name)
     if size != (32, 32):
         model.set_input_size(size)
     return from_timm(model, preprocessing=Preprocessing(size=size), source=source)

@@ -30,8 +30,25 @@ class ViTBackbone(Backbone):
     model: VisionTransformer
 
     def __init__(self, model: VisionTransformer, preprocessing: Preprocessing, source: BackboneSource) -> None:
-        _refuse_unknown(model)
         super().__init__(model, _info(model), preprocessing, source)
+
+    @staticmethod
+    def check(model: nn.Module) -> None:
+        """Raise BackboneError for a part that is not driven here, by its class name."""
+        assert isinstance(model, VisionTransformer)
+        parts: list[tuple[str, nn.Module, type[nn.Module]]] = [("patch_embed", model.patch_embed, PatchEmbed)]
+        parts += [(f"blocks.{i}", block, Block) for i, block in enumerate(model.blocks)]
+        for where, part, known in parts:
+            _refuse_other(where, part, known)
+            if isinstance(part, Block):
+                _refuse_other(f"{where}.attn", part.attn, Attention)
+        if not model.global_pool:
+            raise BackboneError(
+                "global_pool='' gives all tokens, not one feature vector",
+                expected="token, avg, avgmax, max, map or prr",
+                where=type(model).__name__,
+                fix="Build the timm model with one of these",
+            )
 
     def embed(self, images: Images) -> Tokens:
         """Patches, prefix tokens and positions [B, N, D], as they enter the first block."""
@@ -94,7 +111,8 @@ def _join(keys: Tensor, others: Tensor) -> Tensor:
 
 
 def _info(model: VisionTransformer) -> BackboneInfo:
-    attention = cast(Attention, cast(Block, model.blocks[0]).attn)
+    block = cast(Block, model.blocks[0])
+    attention = cast(Attention, block.attn)
     patch_embed = cast(PatchEmbed, model.patch_embed)
     return BackboneInfo(
         width=model.embed_dim,
@@ -106,24 +124,9 @@ def _info(model: VisionTransformer) -> BackboneInfo:
         grid=patch_embed.grid_size,
         channels=patch_embed.proj.in_channels,
         readout=model.global_pool,
+        activation=type(block.mlp.act).__name__,
+        norm=f"{type(block.norm1).__name__} {getattr(block.norm1, 'eps', '')}".strip(),
     )
-
-
-def _refuse_unknown(model: VisionTransformer) -> None:
-    """Raise BackboneError for a part that is not driven here, by its class name."""
-    parts: list[tuple[str, nn.Module, type[nn.Module]]] = [("patch_embed", model.patch_embed, PatchEmbed)]
-    parts += [(f"blocks.{i}", block, Block) for i, block in enumerate(model.blocks)]
-    for where, part, known in parts:
-        _refuse_other(where, part, known)
-        if isinstance(part, Block):
-            _refuse_other(f"{where}.attn", part.attn, Attention)
-    if not model.global_pool:
-        raise BackboneError(
-            "global_pool='' gives all tokens, not one feature vector",
-            expected="token, avg, avgmax, max, map or prr",
-            where=type(model).__name__,
-            fix="Build the timm model with one of these",
-        )
 
 
 def _refuse_other(where: str, part: nn.Module, known: type[nn.Module]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from promptvit.cli.options import command_line, make_parser, note, parse
 from promptvit.cli.train import Bars, free_folder
 from promptvit.data.config import DataConfig
+from promptvit.errors import OutputError
 from promptvit.train.config import Device, RunConfig, TrainConfig
 
 METHODS = ("linear", "vpt-shallow", "vpt-deep", "full")
@@ -25,16 +26,18 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--device", type=Device, default="auto", help="where to compute")
     parser.add_argument("--json", action="store_true", help="print the summaries as one JSON object")
     values = parse(parser, arguments)
-    config = TrainConfig(epochs=values["epochs"], warmup_epochs=min(1, values["epochs"] / 5), device=values["device"])
+    config = TrainConfig(epochs=values["epochs"], device=values["device"])
     folder = Path(values["out"]) if values["out"] else free_folder("demo")
+    if folder.exists() and any(folder.iterdir()):
+        raise OutputError(f"{folder} is in use", expected="a new or empty folder", fix="Choose another --out")
 
-    from promptvit.train.loop import train  # after parsing: help and wrong usage need no torch
+    from promptvit.train.loop import fit  # after parsing: help and wrong usage need no torch
 
     note(f"Tuning vit_pico (trained on CIFAR-100) on handwritten digits: {', '.join(METHODS)}. About two minutes.")
     summaries = {}
     for method in METHODS:
         with Bars(f"{method:<11}") as bars:
-            summaries[method] = train(
+            summaries[method] = fit(
                 RunConfig(data=DataConfig(source="digits"), method={"name": method}, train=config),
                 folder / method,
                 listener=bars.listener(),

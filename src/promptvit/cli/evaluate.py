@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from promptvit.cli.options import add_fields, expand, make_parser, option_value, parse
+from promptvit.cli.options import add_fields, expand, flatten, make_parser, option_value, parse
 from promptvit.cli.runs import delta_folder, run_config
 from promptvit.data.config import DataConfig
 from promptvit.train.config import Device, TrainConfig
@@ -25,9 +25,10 @@ def run(arguments: list[str]) -> None:
     add_fields(parser, "data", DataConfig)
     values = parse(parser, expanded)
     folder = Path(values["run"])
+    if option_value(expanded, "--data.source") is None:  # the run's own data, with what was typed on top
+        own = flatten("--data", run_config(folder).to_dict()["data"])
+        values = parse(parser, [*own, *expanded])
     data = DataConfig(**values["data"])
-    if option_value(expanded, "--data.source") is None:
-        data = run_config(folder).data
 
     from promptvit.checkpoint import load  # after parsing: help and wrong usage need no torch
     from promptvit.train.evaluate import evaluate_task

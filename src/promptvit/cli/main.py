@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         import_module(f"promptvit.cli.{verb}").run(rest)
     except ConfigError as error:
         return complain(f"promptvit {verb}: {error}", WRONG_USAGE)
+    except BrokenPipeError:  # `promptvit backbones | head`: the reader has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (PromptvitError, OSError, MemoryError) as error:
         return complain(f"promptvit {verb}: {error or type(error).__name__}", FAILED)
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import inspect
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ def make_parser(verb: str, description: str, positional: str = "") -> jsonargpar
         description=description,
         exit_on_error=False,
         default_env=False,
+        allow_abbrev=False,
         formatter_class=argparse.HelpFormatter,
     )
 
@@ -77,17 +79,27 @@ def _one_line(message: str, parser: jsonargparse.ArgumentParser) -> str:
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """The arguments with config files and short forms written out; what stands later wins."""
-    expanded: list[str] = []
+    """The arguments with config files and short forms written out, files first: what stands later wins.
+
+    Another method than the file's leaves the file's method options behind.
+    """
+    from_files: list[str] = []
+    typed: list[str] = []
     rest = list(arguments)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
         if name == "--config":
             path = value if equals else rest.pop(0) if rest else ""
-            expanded = [*_from_file(Path(path)), *expanded]
+            from_files += _from_file(Path(path))
         else:
-            expanded.append(f"{SHORT.get(name, name)}{equals}{value}")
-    return expanded
+            typed.append(f"{SHORT.get(name, name)}{equals}{value}")
+    method = option_value(typed, "--method.name")
+    if method not in (None, option_value(from_files, "--method.name")):
+        left = [argument for argument in from_files if argument.startswith("--method.")]
+        if left:
+            note(f"--method {method}: leaving out what the config file says of its method: {' '.join(left)}")
+        from_files = [argument for argument in from_files if argument not in left]
+    return [*from_files, *typed]
 
 
 def option_value(arguments: Sequence[str], name: str) -> str | None:
@@ -104,23 +116,28 @@ def option_value(arguments: Sequence[str], name: str) -> str | None:
 def _from_file(path: Path) -> list[str]:
     try:
         values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {error}", expected="a YAML file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--config {path} cannot be read: {reason}", expected="a YAML file") from None
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path} holds no mapping", expected="data:, backbone:, method: or train:")
-    return [argument for key, value in values.items() for argument in _flatten(f"--{key}", value)]
+    for key in ("config", *(key for key in ("data", "backbone", "method", "train") if values.get(key, {}) is None)):
+        if key in values:
+            raise ConfigError(f"--config {path}: `{key}: {values[key]}` says nothing", fix="Fill it, or leave it out")
+    return [argument for key, value in values.items() for argument in flatten(f"--{key}", value)]
 
 
-def _flatten(name: str, value: Any) -> list[str]:
+def flatten(name: str, value: Any) -> list[str]:
+    """A value, or nested values, as options: `--train.epochs=5`."""
     if isinstance(value, dict):
-        return [argument for key, inner in value.items() for argument in _flatten(f"{name}.{key}", inner)]
+        return [argument for key, inner in value.items() for argument in flatten(f"{name}.{key}", inner)]
     text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
     return [f"{SHORT.get(name, name)}={text}"]
 
 
 def command_line(verb: str, arguments: Sequence[str]) -> str:
     """The command as typed, for the record."""
-    return " ".join(["promptvit", verb, *(f"'{a}'" if " " in a else a for a in arguments)])
+    return shlex.join(["promptvit", verb, *arguments])
 
 
 def note(message: str) -> None:

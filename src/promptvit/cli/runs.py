@@ -6,10 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from promptvit.backbones.source import BackboneSource
-from promptvit.data.config import DataConfig
 from promptvit.errors import ConfigError, DeltaError
-from promptvit.train.config import RunConfig, TrainConfig
+from promptvit.train.config import RunConfig
 
 
 def delta_folder(folder: Path) -> Path:
@@ -34,10 +32,7 @@ def run_config(folder: Path) -> RunConfig:
         raise ConfigError(
             f"{folder} has no config.yaml", expected="a run's folder", fix="Or name the images with --data"
         )
-    values = yaml.safe_load(path.read_text())
-    return RunConfig(
-        data=DataConfig(**values["data"]),
-        backbone=BackboneSource(**values["backbone"]),
-        method=values["method"],
-        train=TrainConfig(**values["train"]),
-    )
+    try:
+        return RunConfig.from_dict(yaml.safe_load(path.read_text()) or {})
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}", where="run folder") from None

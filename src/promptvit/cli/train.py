@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from promptvit.backbones.source import BackboneSource
 from promptvit.cli.options import add_fields, command_line, expand, make_parser, note, option_value, parse
 from promptvit.data.config import DataConfig
+from promptvit.errors import ConfigError
 from promptvit.train.config import RunConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -26,18 +27,17 @@ def run(arguments: list[str]) -> None:
     wants_help = not {"-h", "--help"}.isdisjoint(expanded)
     parser = make_train_parser(method, with_method=method is not None or not wants_help)
     values = parse(parser, expanded)
-    config = RunConfig(
-        data=DataConfig(**values["data"]),
-        backbone=BackboneSource(**values["backbone"]),
-        method=values["method"],
-        train=TrainConfig(**values["train"]),
-    )
+    config = RunConfig.from_dict(values)
+    if values["resume"] and not (values["out"] and Path(values["out"], "config.yaml").exists()):
+        raise ConfigError(
+            f"--resume with --out {values['out']}", expected="--out with the folder of a run that was begun"
+        )
     folder = Path(values["out"]) if values["out"] else default_folder(config)
 
-    from promptvit.train.loop import train  # after parsing: help and wrong usage need no torch
+    from promptvit.train.loop import fit  # after parsing: help and wrong usage need no torch
 
     with Bars() as bars:
-        summary = train(
+        summary = fit(
             config,
             folder,
             resume=values["resume"],
@@ -105,8 +105,8 @@ def describe(summary: dict[str, Any], folder: Path) -> str:
 class Bars:
     """A progress bar over the whole run, on stderr, with the last epoch's figures."""
 
-    def __init__(self, label: str = "training", *, quiet: bool = False) -> None:
-        self.label, self.quiet = label, quiet
+    def __init__(self, label: str = "training") -> None:
+        self.label = label
         self.bar: Any = None
 
     def __enter__(self) -> Bars:
@@ -120,17 +120,27 @@ class Bars:
         """What the run calls."""
         from promptvit.train.loop import Listener
 
-        return Listener(begin=self.begin, step=lambda: self.bar.update(), epoch=self.epoch)
+        return Listener(read=self.read, begin=self.begin, step=lambda: self.bar.update(), epoch=self.epoch)
+
+    def read(self, split: str, done: int, total: int) -> None:
+        """Images being decoded or checked."""
+        if done == 1:
+            self.show(f"reading {split} images", total, "image")
+        self.bar.update()
 
     def begin(self, total: int, done: int) -> None:
-        """Show the bar; a resumed run starts in its middle."""
-        from tqdm import tqdm
-
+        """Updates to come; a resumed run starts in its middle."""
         if done:
             note(f"resuming after {done} of {total} updates")
-        self.bar = tqdm(
-            total=total, initial=done, desc=self.label, unit="step", disable=self.quiet or None, leave=False
-        )
+        self.show(self.label, total, "step", done)
+
+    def show(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        """A new bar in place of the last; none unless stderr is a terminal."""
+        from tqdm import tqdm
+
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, disable=None, leave=False)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """The figures of an epoch beside the bar."""

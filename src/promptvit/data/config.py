@@ -18,14 +18,14 @@ class DataConfig:
     """Where a task's images are and how they are used; raises ConfigError with all problems at once.
 
     - `source`: `digits` (comes with scikit-learn), an image folder, or a folder with VTAB list files.
-    - `geometry`: how an image meets the input size, see `Preprocessing`; nothing means squash. Recorded.
+    - `geometry`: how an image meets the input size, see `Preprocessing`; null is squash. Recorded.
     - `augment`: what changes training images at random.
-    - `validation_fraction`: share of the training images held out when there is no val split.
+    - `validation_fraction`: share of the training images held out when there is no val split (not for digits).
     - `train_on`: `train+val` also trains on the validation images, so validation says nothing after it.
     - `broken`: stop at the first image that cannot be decoded, or skip all of them and say which.
     - `cache_gib`: memory for decoded images of one split, in GiB; a split that does not fit is decoded anew.
     - `workers`: decoding processes for a split that does not fit.
-    - `seed`: of the held-out validation images.
+    - `seed`: of the held-out validation images (not for digits).
     """
 
     source: str = "digits"
@@ -53,8 +53,8 @@ class DataConfig:
             problems.append(f"cache_gib={self.cache_gib}: expected 0 or more")
         if self.workers < 0:
             problems.append(f"workers={self.workers}: expected 0 or more")
-        if self.seed < 0:
-            problems.append(f"seed={self.seed}: expected 0 or more")
+        if not 0 <= self.seed < 2**32:
+            problems.append(f"seed={self.seed}: expected 0 to 2**32 - 1")
         ConfigError.collect(problems, "DataConfig")
 
 

@@ -68,6 +68,9 @@ class Task:
         twice = [name for name, count in Counter(self.classes).items() if count > 1]
         if twice:
             raise DataError(f"class names given twice: {', '.join(twice)}", where=f"task {self.name}")
+        odd = [name for name in self.classes if not name.isprintable()]  # bytes that are no UTF-8 are not printable
+        if odd:
+            raise DataError(f"class names {odd!a}", expected="printable text", where="task", fix="Rename the folders")
         _check_labels(self.train, len(self.classes), f"the train split of task {self.name}")
         _check_labels(self.val, len(self.classes), f"the val split of task {self.name}")
         if self.test is not None:

@@ -26,16 +26,17 @@ class TrainConfig:
     - `batch_size`: images per step and process.
     - `accumulate`: batches per update.
     - `optimizer`: `adamw` with betas 0.9 and 0.999, or `sgd` with `momentum`.
-    - `learning_rate`: of prompts, backbone weights and head at the peak; nothing means the method's own.
+    - `learning_rate`: of prompts, backbone weights and head at the peak; null is the method's own.
     - `momentum`: of sgd.
     - `weight_decay`: of head and backbone weights; biases and norms have none.
     - `delta_weight_decay`: of prompts.
     - `warmup_epochs`: the learning rate rises linearly, update by update; then the schedule.
+      At most half of all updates.
     - `schedule`: `cosine` to 0 at the end, or `constant`.
     - `label_smoothing`: share of the target that goes to all classes alike.
     - `class_weights`: `balanced` weighs a class by the inverse of its number of images.
     - `head`: `zeros` starts the head at zero; `paper` has a weight of standard deviation sqrt(2 / classes).
-    - `clip_norm`: the largest norm of all gradients together; nothing means no clipping.
+    - `clip_norm`: the largest norm of all gradients together; null is no clipping.
     - `precision`: `bf16` and `fp16` are autocast; weights stay in fp32.
     - `checkpointing`: recompute blocks in the backward pass, for less memory.
     - `device`: `auto` takes an accelerator if there is one.
@@ -79,6 +80,10 @@ class TrainConfig:
             for name in ("learning_rate", "clip_norm")
             if getattr(self, name) is not None and not getattr(self, name) > 0
         ]
+        if self.seed >= 2**32:
+            problems.append(f"seed={self.seed}: expected below 2**32")
+        if self.learning_rate is not None and self.learning_rate > 1e30:
+            problems.append(f"learning_rate={self.learning_rate}: expected at most 1e30")
         problems += [
             f"{name}={getattr(self, name)}: expected a value in [0, 1)"
             for name in ("momentum", "label_smoothing")
@@ -114,6 +119,19 @@ class RunConfig:
             raise ConfigError(
                 f"method={self.method!r}", expected="a `name`, and the method's fields", where="RunConfig"
             )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        """The inverse of `to_dict`; other keys are not looked at. Raises ConfigError for what is no configuration."""
+        try:
+            return cls(
+                data=DataConfig(**values["data"]),
+                backbone=BackboneSource.from_dict(values["backbone"]),
+                method=values["method"],
+                train=TrainConfig(**values["train"]),
+            )
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"not a configuration of a run: {error}", where="RunConfig") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, complete."""

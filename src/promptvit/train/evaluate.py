@@ -99,7 +99,7 @@ def measure(logits: Logits, labels: Labels) -> Metrics:
         top5=hits.any(dim=1).double().mean().item(),
         balanced=sum(present) / len(present),
         per_class=per_class,
-        auroc=_auroc(logits, labels) if classes == 2 and len(present) == 2 else None,
+        auroc=_auroc(logits, labels) if classes == 2 and len(present) == 2 and logits.isfinite().all() else None,
     )
 
 

@@ -69,7 +69,7 @@ class RunFolder:
             raise OutputError(
                 f"{self.root} holds a run already", fix="Go on with it: --resume; or choose another --out"
             )
-        known = yaml.safe_load(self.config.read_text())
+        known = yaml.safe_load(self.config.read_text()) or {}
         changed = [name for name, values in _plain(config).items() if known.get(name) != values]
         if changed:
             raise ConfigError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from promptvit.checkpoint import TENSORS
 from promptvit.data.dataset import ImageDataset
 from promptvit.data.load import load_task
 from promptvit.data.loader import make_loader
-from promptvit.data.task import Split, Task
+from promptvit.data.task import Split
 from promptvit.data.transforms import augment, normalise
 from promptvit.errors import ConfigError, TrainingError
 from promptvit.methods import METHODS
@@ -41,14 +41,19 @@ CHECK_EVERY = 25
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """Who is told how a run goes on: `begin` (updates in all, and already done), `step`, `epoch` (its row)."""
+    """Who is told how a run goes on.
 
+    `read` (split, images read so far, images in all), `begin` (updates in all, and already done), `step`,
+    `epoch` (its row).
+    """
+
+    read: Callable[[str, int, int], None] = lambda split, done, total: None
     begin: Callable[[int, int], None] = lambda total, done: None
     step: Callable[[], None] = lambda: None
     epoch: Callable[[Row], None] = lambda row: None
 
 
-def train(
+def fit(
     config: RunConfig,
     folder: str | Path,
     *,
@@ -73,6 +78,11 @@ def train(
             for epoch in range(len(run.rows), config.train.epochs):
                 run.train_epoch(epoch)
             run.finish(command)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"out of memory on {run.accelerator.device} at batch_size={config.train.batch_size}",
+                fix="Try a smaller --train.batch_size with --train.accumulate, or --train.checkpointing true",
+            ) from error
         finally:
             run.close()
     return run_folder.read_summary()
@@ -99,24 +109,36 @@ class Run:
         self.model = tune(backbone, method, self.task.classes, head=settings.head)
         geometry = config.data.geometry or backbone.preprocessing.geometry
         self.model.preprocessing = dataclasses.replace(backbone.preprocessing, geometry=geometry)
-        self.loader, self.val_loader = self._loader(self.task.train, True), self._loader(self.task.val, False)
-        self.loss = make_loss(settings, torch.from_numpy(self.task.train.labels), len(self.task.classes))
-        self.loss = self.loss.to(self.accelerator.device)
+        self.images: dict[str, int] = {}
+        train_set = self._dataset("train", self.task.train)
+        self.loader, self.val_loader = self._loader(train_set, True), self._loader(self._dataset("val", self.task.val))
+        # Read here, evaluated at the end: a broken test image is to stop a run before it starts.
+        self.test_loader = None if self.task.test is None else self._loader(self._dataset("test", self.task.test))
+        self.loss = make_loss(settings, train_set.labels, len(self.task.classes)).to(self.accelerator.device)
         self.optimizer = make_optimizer(self.model, settings)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.updates_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
-        self.warmup = round(settings.warmup_epochs * self.updates_per_epoch)
+        self.updates = self.updates_per_epoch * settings.epochs
+        self.warmup = min(round(settings.warmup_epochs * self.updates_per_epoch), self.updates // 2)
         self.tensorboard = _tensorboard(folder.tensorboard) if settings.tensorboard else None
 
-    def _loader(self, split: Split, shuffle: bool) -> DataLoader:
+    def _dataset(self, name: str, split: Split) -> ImageDataset:
         data = self.config.data
         dataset = ImageDataset(
-            split, self.model.preprocessing, broken=data.broken, cache_bytes=int(data.cache_gib * 2**30)
+            split,
+            self.model.preprocessing,
+            broken=data.broken,
+            cache_bytes=int(data.cache_gib * 2**30),
+            progress=lambda done: self.listener.read(name, done, len(split)),
         )
         self.skipped += [f"{error.path}: {error.reason}" for error in dataset.skipped]
-        settings = self.config.train
+        self.images[name] = len(dataset)
+        return dataset
+
+    def _loader(self, dataset: ImageDataset, shuffle: bool = False) -> DataLoader:
+        settings, workers = self.config.train, self.config.data.workers
         loader = make_loader(
-            dataset, batch_size=settings.batch_size, shuffle=shuffle, seed=settings.seed, workers=data.workers
+            dataset, batch_size=settings.batch_size, shuffle=shuffle, seed=settings.seed, workers=workers
         )
         return self.accelerator.prepare(loader)
 
@@ -125,7 +147,6 @@ class Run:
         if self.accelerator.is_main_process:
             self.folder.write_config(self.config.to_dict())
         state = self.folder.read_state()
-        total = self.updates_per_epoch * self.config.train.epochs
         if state is not None:
             with torch.no_grad():
                 for name, tensor in self.model.trained_tensors().items():
@@ -134,7 +155,7 @@ class Run:
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.rows = state["rows"]
-        self.listener.begin(total, len(self.rows) * self.updates_per_epoch)
+        self.listener.begin(self.updates, len(self.rows) * self.updates_per_epoch)
 
     def train_epoch(self, epoch: int) -> None:
         """One pass over the training images, validation, and the state on disk."""
@@ -145,19 +166,21 @@ class Run:
         generator = torch.Generator().manual_seed(seed)
         self.loader.set_epoch(epoch)  # type: ignore[attr-defined]  # accelerate's loaders have it
         self.wrapped.train()
-        losses, hits, images = [], torch.zeros((), device=self.accelerator.device), 0
+        losses, sums, images = [], torch.zeros(2, device=self.accelerator.device), 0
         for step, (pixels, labels) in enumerate(self.loader):
             loss, correct = self._step(epoch, step, pixels, labels, generator)
             losses.append(loss)
-            hits += correct
+            sums += torch.stack([loss * len(labels), correct.to(loss.dtype)])
             images += len(labels)
             self.listener.step()
             if len(losses) % CHECK_EVERY == 0:
                 self._check_finite(epoch, losses)
         self._check_finite(epoch, losses)
         metrics = evaluate(self.model, self.val_loader, self.accelerator)
-        own = torch.stack([torch.stack(losses).mean(), hits / images])
-        train_loss, train_top1 = torch.as_tensor(self.accelerator.reduce(own, reduction="mean")).tolist()
+        if not math.isfinite(metrics.loss):  # the last update may be the one that broke it
+            raise self._not_finite(metrics.loss, epoch, len(losses) - 1)
+        shares = self.accelerator.reduce(sums / images, reduction="mean")
+        train_loss, train_top1 = torch.as_tensor(shares).tolist()
         row = {
             "epoch": epoch + 1,
             "learning_rate": self._rate(epoch, len(self.loader) - 1),
@@ -192,21 +215,22 @@ class Run:
 
     def _rate(self, epoch: int, step: int) -> float:
         update = epoch * self.updates_per_epoch + step // self.config.train.accumulate
-        total = self.config.train.epochs * self.updates_per_epoch
         peak = learning_rate(self.model, self.config.train)
-        return peak * schedule_factor(update, total, self.warmup, self.config.train)
+        return peak * schedule_factor(update, self.updates, self.warmup, self.config.train)
 
     def _check_finite(self, epoch: int, losses: list[torch.Tensor]) -> None:
         recent = losses[-CHECK_EVERY:]
         broken = torch.stack(recent).isfinite().logical_not().nonzero()
         if len(broken):
             step = len(losses) - len(recent) + int(broken[0])
-            raise TrainingError(
-                f"the loss is {losses[step].item()} at epoch {epoch + 1}, step {step + 1}, "
-                f"learning rate {self._rate(epoch, step):.3g}",
-                fix="Try a tenth of the learning rate (--train.learning_rate), a longer warm-up, "
-                "--train.clip_norm 1, or bf16 or fp32 in place of fp16. The last whole epoch is kept",
-            )
+            raise self._not_finite(losses[step].item(), epoch, step)
+
+    def _not_finite(self, loss: float, epoch: int, step: int) -> TrainingError:
+        return TrainingError(
+            f"the loss is {loss} at epoch {epoch + 1}, step {step + 1}, learning rate {self._rate(epoch, step):.3g}",
+            fix="Try a tenth of the learning rate (--train.learning_rate), a longer warm-up, --train.clip_norm 1, or "
+            "bf16 or fp32 in place of fp16. The epochs before this one are kept",
+        )
 
     def _keep(self, row: Row) -> None:
         if self.accelerator.is_main_process:
@@ -227,9 +251,7 @@ class Run:
     def finish(self, command: str) -> None:
         """Evaluate the last epoch's weights on validation and test, and write delta and summary."""
         val = evaluate(self.model, self.val_loader, self.accelerator)
-        test = None
-        if self.task.test is not None:
-            test = evaluate(self.model, self._loader(self.task.test, False), self.accelerator)
+        test = None if self.test_loader is None else evaluate(self.model, self.test_loader, self.accelerator)
         if self.accelerator.is_main_process:
             self.model.save(self.folder.delta)
             self.folder.write_summary(self._summary(val, test, command))
@@ -241,7 +263,7 @@ class Run:
         return {
             "result": {"val": val.to_dict(), "test": None if test is None else test.to_dict()},
             "train_loss": self.rows[-1]["train_loss"],
-            "task": _describe(self.task),
+            "task": {"name": self.task.name, "classes": list(self.task.classes), "images": self.images},
             "method": {"name": self.model.method.kind, **self.model.method.to_dict()},
             "backbone": {"name": backbone.source.name, "fingerprint": backbone.fingerprint, "parameters": body},
             "protocol": {
@@ -252,7 +274,7 @@ class Run:
                 "preprocessing": self.model.preprocessing.to_dict(),
             },
             "config": self.config.to_dict(),
-            "skipped_images": self.skipped,
+            "skipped_images": list(dict.fromkeys(self.skipped)),
             "cost": {
                 "trained_parameters": trained,
                 "trained_percent": 100 * trained / (body + sum(p.numel() for p in self.model.head.parameters())),
@@ -294,13 +316,13 @@ def _tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def _describe(task: Task) -> dict[str, Any]:
-    images = {"train": len(task.train), "val": len(task.val), "test": 0 if task.test is None else len(task.test)}
-    return {"name": task.name, "classes": list(task.classes), "images": images}
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: what CUDA handed out at most, else the process's largest resident size."""
+def _peak_memory(device: torch.device) -> int | None:
+    """Bytes: what CUDA handed out at most, else the process's largest resident size, where the system tells."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -22,8 +22,8 @@ def make_optimizer(model: TunedModel, config: TrainConfig) -> torch.optim.Optimi
 
 def parameter_groups(model: TunedModel, config: TrainConfig) -> list[dict]:
     """Trained parameters by their weight decay: the delta's own, weights of backbone and head, biases and norms."""
-    delta = [p for p in model.delta.parameters() if p.requires_grad]
-    weights, others = [], []
+    delta = [p for p in model.delta.parameters() if p.requires_grad and p.ndim > 1]
+    weights, others = [], [p for p in model.delta.parameters() if p.requires_grad and p.ndim < 2]
     for module in (model.backbone.model, model.head):
         for parameter in module.parameters():
             if parameter.requires_grad:
