@@ -47,7 +47,8 @@ def test_options_have_the_fields_types(parser):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.size", "many"], r"config\.size.*int"),
+        (["--config.size", "many"], "--config.size many; expected int"),
+        (["--config.rate", "high"], "--config.rate high; expected float or null"),
         (["--config.sise", "3"], "unknown option --config.sise; did you mean --config.size?"),
         (["--config.size"], "expected one argument"),
     ],

@@ -75,6 +75,12 @@ def _one_line(message: str, parser: jsonargparse.ArgumentParser) -> str:
         known = [option for action in parser._actions for option in action.option_strings]
         close = nearest(unknown[1], known, count=1)
         return f"unknown option {unknown[1]}" + (f"; did you mean {close[0]}?" if close else "")
+    key = re.match(r'Parser key "([\w.]+)"', message)
+    value = re.search(r"(?:Given|Got) value: (.*)", message)
+    types = re.findall(r"Expected an? (<class '\w+'>|typing\.Literal\[.*?\])", message)
+    if key and value and types:
+        expected = " or ".join(re.sub(r"<class '|'>|typing\.Literal|[\[\]']", "", kind) for kind in types)
+        return f"--{key[1]} {value[1]}; expected {expected.replace('NoneType', 'null')}"
     return " ".join(message.split())
 
 
