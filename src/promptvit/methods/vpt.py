@@ -25,7 +25,7 @@ class VPT(Method):
       block fresh ones.
     - `dropout`: on the prompt values, drawn anew for every image; the paper uses 0.1 with `deep`. Prompts then
       differ from image to image, which costs most of the speed of `deep`.
-    - `project`: width of the trained prompts, brought to the backbone's by one linear layer; None trains them at
+    - `project`: width of the trained prompts, brought to the backbone's by one linear layer; null trains them at
       full width.
     - `init`: `paper` is uniform in ±sqrt(6 / (channels · patch area + prompt width)), the Xavier bound of the patch
       embedding; `normal` has a standard deviation of 0.02.
