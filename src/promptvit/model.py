@@ -153,6 +153,11 @@ class TunedModel(nn.Module):
         """How many values are trained, head included."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
+    def total_parameters(self) -> int:
+        """How many values there are in all: backbone without its own head, delta and head."""
+        added = [p for module in (self.delta, self.head) for p in module.parameters()]
+        return sum(tensor.numel() for tensor in (*self.backbone.body().values(), *added))
+
     def save(self, folder: str | Path) -> Path:
         """Write `delta.safetensors` and `delta.json` into `folder`; see `promptvit.checkpoint`."""
         from promptvit.checkpoint import save

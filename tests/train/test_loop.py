@@ -46,7 +46,9 @@ def test_a_run_leaves_a_whole_folder(digits_folder, tmp_path, method):
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[1]["train_loss"] < rows[0]["train_loss"]
     assert summary["result"]["test"]["images"] == 20
-    assert summary["cost"]["trained_parameters"] == pv.load(folder / "delta").trained_parameters()
+    tuned, cost = pv.load(folder / "delta"), summary["cost"]
+    assert cost["trained_parameters"] == tuned.trained_parameters()
+    assert cost["trained_percent"] == pytest.approx(100 * tuned.trained_parameters() / tuned.total_parameters())
     assert summary["command"] == "promptvit train"
 
 

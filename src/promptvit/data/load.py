@@ -6,11 +6,13 @@ import dataclasses
 from pathlib import Path
 
 from promptvit.data.config import DataConfig
+from promptvit.data.dataset import ImageDataset, Progress
 from promptvit.data.digits import read_digits
 from promptvit.data.folder import read_folder
 from promptvit.data.lists import has_lists, read_lists
-from promptvit.data.task import Task
+from promptvit.data.task import Split, Task
 from promptvit.errors import DataError
+from promptvit.preprocessing import Preprocessing
 from promptvit.registry import nearest
 
 BUILT_IN = {"digits": read_digits}
@@ -26,6 +28,14 @@ def load_task(config: DataConfig) -> Task:
     if config.train_on == "train+val":
         return dataclasses.replace(task, train=task.train.join(task.val))
     return task
+
+
+def load_split(
+    split: Split, preprocessing: Preprocessing, config: DataConfig, progress: Progress | None = None
+) -> ImageDataset:
+    """The images of `split`, read as `config` says; see `ImageDataset`."""
+    cache_bytes = int(config.cache_gib * 2**30)
+    return ImageDataset(split, preprocessing, broken=config.broken, cache_bytes=cache_bytes, progress=progress)
 
 
 def _read(config: DataConfig) -> Task:

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from promptvit.data.config import DataConfig
-from promptvit.data.dataset import ImageDataset
-from promptvit.data.load import load_task
+from promptvit.data.load import load_split, load_task
 from promptvit.data.loader import make_loader
 from promptvit.data.transforms import normalise
 from promptvit.errors import DataError
@@ -61,7 +60,7 @@ def evaluate_task(model: TunedModel, data: DataConfig, split: Literal["val", "te
     if images is None:
         raise DataError(f"{task.name} has no {split} split", where="evaluate", fix="Evaluate the val split")
     accelerator = make_accelerator(config)
-    dataset = ImageDataset(images, model.preprocessing, broken=data.broken, cache_bytes=int(data.cache_gib * 2**30))
+    dataset = load_split(images, model.preprocessing, data)
     loader = make_loader(dataset, batch_size=config.batch_size, shuffle=False, seed=config.seed, workers=data.workers)
     return evaluate(model.to(accelerator.device), accelerator.prepare(loader), accelerator)
 

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from promptvit.errors import ConfigError, DeltaError, OutputError
-from promptvit.files import write_bytes, write_json, write_text
+from promptvit.files import write_all, write_json, write_text
 
 Row = dict[str, Any]
 
@@ -84,12 +84,14 @@ class RunFolder:
             write_text(self.config, yaml.safe_dump(_plain(config), sort_keys=False))
 
     def write_state(self, state: dict[str, Any]) -> None:
-        """Keep `state` (tensors and plain values) and the metrics in it."""
+        """Keep `state` (tensors and plain values) and the metrics in it.
+
+        Metrics first: a row too many is written again by the resumed run, one too few would stay missing.
+        """
         rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in state["rows"])
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_bytes(self.state, buffer.getvalue())
-        write_text(self.root / "metrics.jsonl", rows)
+        write_all({self.root / "metrics.jsonl": rows.encode(), self.state: buffer.getvalue()})
 
     def read_state(self) -> dict[str, Any] | None:
         """The state of the last whole epoch, or None if there is none yet."""

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from promptvit.backbones.load import load_source
 from promptvit.checkpoint import TENSORS
 from promptvit.data.dataset import ImageDataset
-from promptvit.data.load import load_task
+from promptvit.data.load import load_split, load_task
 from promptvit.data.loader import make_loader
 from promptvit.data.task import Split
 from promptvit.data.transforms import augment, normalise
@@ -123,14 +123,10 @@ class Run:
         self.tensorboard = _tensorboard(folder.tensorboard) if settings.tensorboard else None
 
     def _dataset(self, name: str, split: Split) -> ImageDataset:
-        data = self.config.data
-        dataset = ImageDataset(
-            split,
-            self.model.preprocessing,
-            broken=data.broken,
-            cache_bytes=int(data.cache_gib * 2**30),
-            progress=lambda done: self.listener.read(name, done, len(split)),
-        )
+        def progress(done: int) -> None:
+            self.listener.read(name, done, len(split))
+
+        dataset = load_split(split, self.model.preprocessing, self.config.data, progress)
         self.skipped += [f"{error.path}: {error.reason}" for error in dataset.skipped]
         self.images[name] = len(dataset)
         return dataset
@@ -277,7 +273,7 @@ class Run:
             "skipped_images": list(dict.fromkeys(self.skipped)),
             "cost": {
                 "trained_parameters": trained,
-                "trained_percent": 100 * trained / (body + sum(p.numel() for p in self.model.head.parameters())),
+                "trained_percent": 100 * trained / self.model.total_parameters(),
                 "delta_bytes": (self.folder.delta / TENSORS).stat().st_size,
                 "seconds": sum(row["seconds"] for row in self.rows),
                 "peak_memory_bytes": _peak_memory(self.accelerator.device),
