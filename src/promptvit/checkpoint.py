@@ -37,7 +37,7 @@ from promptvit.backbones.source import BackboneSource
 from promptvit.errors import DeltaError
 from promptvit.files import digest, json_bytes, write_all
 from promptvit.methods import METHODS
-from promptvit.model import TunedModel, class_names, tune
+from promptvit.model import TunedModel, assemble, class_names
 from promptvit.preprocessing import Preprocessing
 
 FORMAT = 1
@@ -91,7 +91,7 @@ def load(folder: str | Path, *, backbone: Backbone | None = None) -> TunedModel:
             where=str(folder),
             fix="Prompts work only on the weights they were trained with; load those",
         )
-    model = tune(backbone, method, classes)
+    model = assemble(backbone, method, classes)
     model.preprocessing = preprocessing
     _assign(model, folder / TENSORS, sha256)
     return model.eval()

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from promptvit.backbones.base import NOTHING, Backbone, BlockInput
 from promptvit.data.transforms import normalise, prepare
 from promptvit.errors import ConfigError
-from promptvit.methods.base import Delta, Method
+from promptvit.methods.base import Delta, Method, Samples
+from promptvit.methods.heads import HeadInit
 from promptvit.preprocessing import Preprocessing
 from promptvit.shapes import Features, Images, Logits
 
@@ -39,21 +38,45 @@ class Prediction:
 
 
 def tune(
-    backbone: Backbone, method: Method, classes: int | Sequence[str], *, head: Literal["paper", "zeros"] = "paper"
+    backbone: Backbone,
+    method: Method,
+    classes: int | Sequence[str],
+    *,
+    head: HeadInit = "paper",
+    samples: Samples | None = None,
 ) -> TunedModel:
     """A model that is ready to be trained on a task with `classes` (their number, or their names).
 
-    The backbone is shared, not copied, unless the method trains weights of it. Parameters start from torch's global
-    random state; `head` starts as in the paper (weight normal with a standard deviation of sqrt(2 / C), bias -ln 99)
-    or at zero, as the default recipe of `promptvit train` has it. Raises ConfigError for fewer than two classes or
-    repeated names.
+    The backbone is shared, not copied; of weights that the method trains, the model has its own. Parameters start from
+    torch's global random state; `head` starts as in the paper (weight normal with a standard deviation of sqrt(2 / C),
+    bias -ln 99) or at zero, as the default recipe of `promptvit train` has it. `samples`: batches of the task's
+    normalised images and labels, for methods whose initial values come from them. Raises ConfigError for fewer than
+    two classes, repeated names, missing samples, or a method that this kind of backbone cannot have.
     """
-    names = class_names(classes)
-    trained = frozenset(method.trained(backbone))
-    own = copy.deepcopy(backbone) if trained else backbone
-    for name, parameter in own.model.named_parameters() if trained else ():
-        parameter.requires_grad_(name in trained)
-    return TunedModel(own, method, method.build(own), linear_head(own.info.width, len(names), head), names)
+    model = assemble(backbone, method, class_names(classes), head)
+    if method.needs_samples and samples is None:
+        raise ConfigError(
+            f"{method} starts from the task's images",
+            expected="samples",
+            where="tune",
+            fix="tune(..., samples=...) with batches of normalised images and their labels",
+        )
+    method.start(model.delta, model.backbone, samples or (), len(model.classes))
+    return model
+
+
+def assemble(backbone: Backbone, method: Method, classes: tuple[str, ...], head: HeadInit = "paper") -> TunedModel:
+    """The same with random values in place of those that come from data or files: to be filled from a delta."""
+    reason = method.refusal(backbone.info)
+    if reason:
+        raise ConfigError(
+            f"{type(method).__name__} on a {backbone.info.family} backbone: {reason}",
+            where="tune",
+            fix="`promptvit methods --backbone NAME` lists what this backbone can have",
+        )
+    own = method.prepare(backbone)
+    delta = method.build(own)
+    return TunedModel(own, method, delta, method.head(own.info.width, len(classes), head), classes)
 
 
 def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
@@ -68,8 +91,8 @@ def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
 class TunedModel(nn.Module):
     """Images [B, channels, height, width] -> logits [B, C]; a plain module that any loop can train.
 
-    `delta` and `head` are trained, and those backbone tensors that the method names. In train mode the backbone
-    stays in eval mode unless the method trains it.
+    `delta` and `head` are trained, and those backbone tensors that the method names (`trained`). In train mode the
+    backbone stays in eval mode unless the method trains it.
     """
 
     def __init__(
@@ -82,6 +105,8 @@ class TunedModel(nn.Module):
         self.method = method
         self.classes = classes
         self.preprocessing: Preprocessing = backbone.preprocessing
+        trained = [name for name, parameter in backbone.weights().items() if parameter.requires_grad]
+        self.trained = frozenset([*trained, *_running_statistics(backbone)])
         self.train()
 
     def forward(self, images: Images) -> Logits:
@@ -90,12 +115,16 @@ class TunedModel(nn.Module):
 
     def features(self, images: Images) -> Features:
         """What the head sees, [B, D]."""
-        return self.backbone(images, self.delta(images.shape[0]))
+        pixels = self.delta.on_images(images)
+        features = self.backbone(pixels, self.delta(self.backbone, images.shape[0]), self.method.readout)
+        return self.delta.on_features(features, images)
 
     def train(self, mode: bool = True) -> TunedModel:
-        """Train or eval mode; a frozen backbone is always in eval mode."""
+        """Train or eval mode; a frozen backbone is always in eval mode, but for batch norms that are trained."""
         super().train(mode)
         self.backbone.train(mode and self.method.backbone_trains)
+        for _, norm in _trained_batch_norms(self.backbone):
+            norm.train(mode)
         return self
 
     def fold(self) -> FoldedModel:
@@ -141,12 +170,11 @@ class TunedModel(nn.Module):
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """What `save` writes: `delta.*`, `head.*`, and `backbone.*` for trained backbone tensors."""
-        trained = set(self.method.trained(self.backbone))
         body = self.backbone.body()
         return {
             **{f"delta.{name}": tensor for name, tensor in self.delta.state_dict().items()},
             **{f"head.{name}": tensor for name, tensor in self.head.state_dict().items()},
-            **{f"backbone.{name}": tensor for name, tensor in body.items() if name in trained},
+            **{f"backbone.{name}": tensor for name, tensor in body.items() if name in self.trained},
         }
 
     def trained_parameters(self) -> int:
@@ -156,7 +184,7 @@ class TunedModel(nn.Module):
     def total_parameters(self) -> int:
         """How many values there are in all: backbone without its own head, delta and head."""
         added = [p for module in (self.delta, self.head) for p in module.parameters()]
-        return sum(tensor.numel() for tensor in (*self.backbone.body().values(), *added))
+        return sum(tensor.numel() for tensor in (*self.backbone.weights().values(), *added))
 
     def save(self, folder: str | Path) -> Path:
         """Write `delta.safetensors` and `delta.json` into `folder`; see `promptvit.checkpoint`."""
@@ -165,7 +193,19 @@ class TunedModel(nn.Module):
         return save(self, folder)
 
 
-PARTS = ("tokens", "keys", "values")
+def _trained_batch_norms(backbone: Backbone) -> list[tuple[str, _BatchNorm]]:
+    """Those whose scale is trained: they run on the statistics of the batch, and keep running ones."""
+    modules = backbone.model.named_modules()
+    norms = [(name, module) for name, module in modules if isinstance(module, _BatchNorm)]
+    return [(name, norm) for name, norm in norms if norm.weight is not None and norm.weight.requires_grad]
+
+
+def _running_statistics(backbone: Backbone) -> list[str]:
+    norms = _trained_batch_norms(backbone)
+    return [f"{name}.{buffer}" for name, norm in norms for buffer, _ in norm.named_buffers(recurse=False)]
+
+
+PARTS = ("tokens", "keys", "values", "added")
 
 
 class FoldedModel(nn.Module):
@@ -173,9 +213,11 @@ class FoldedModel(nn.Module):
 
     def __init__(self, model: TunedModel) -> None:
         super().__init__()
-        self.backbone, self.head = model.backbone, model.head
+        self.backbone, self.delta, self.head = model.backbone, model.delta, model.head
         self.depth = model.backbone.info.depth
-        for index, given in enumerate(model.backbone.fold(model.delta(1)) or [NOTHING] * self.depth):
+        self.readout = model.method.readout
+        inputs = model.backbone.fold(model.delta(model.backbone, 1), self.readout)
+        for index, given in enumerate(inputs or [NOTHING] * self.depth):
             for part in PARTS:
                 value = getattr(given, part)
                 self.register_buffer(f"{part}_{index}", None if value is None else value.detach().clone())
@@ -183,7 +225,8 @@ class FoldedModel(nn.Module):
 
     def forward(self, images: Images) -> Logits:
         """Logits [B, C] of normalised `images`."""
-        return self.head(self.backbone(images, self.inputs))
+        features = self.backbone(self.delta.on_images(images), self.inputs, self.readout)
+        return self.head(self.delta.on_features(features, images))
 
     @property
     def inputs(self) -> tuple[BlockInput, ...]:
@@ -191,15 +234,3 @@ class FoldedModel(nn.Module):
         return tuple(
             BlockInput(**{part: self._buffers[f"{part}_{index}"] for part in PARTS}) for index in range(self.depth)
         )
-
-
-def linear_head(width: int, classes: int, init: Literal["paper", "zeros"]) -> nn.Linear:
-    """Features [B, width] to logits [B, classes]."""
-    head = nn.Linear(width, classes)
-    if init == "paper":
-        nn.init.normal_(head.weight, std=math.sqrt(2 / classes))
-        nn.init.constant_(head.bias, -math.log(99))
-    else:
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-    return head

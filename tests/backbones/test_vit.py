@@ -114,7 +114,7 @@ def test_vit_base_whole_in_float32():
 def test_info_says_the_sizes(name, prefix, make_vit):
     model = make_vit(name, **SMALL)
     info = from_timm(model).info
-    assert (info.width, info.depth, info.heads, info.head_width, info.channels) == (24, 3, 2, 12, 3)
+    assert (info.width, info.depth, info.heads, info.head_width, info.channels) == (24, 3, (2, 2, 2), 12, 3)
     assert (info.patch_size, info.grid, info.prefix) == ((8, 8), (4, 4), prefix)
     assert info.readout == model.global_pool
 

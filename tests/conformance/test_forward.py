@@ -94,7 +94,7 @@ def test_prompts_of_each_image_equal_the_literal_loop(backbone, depth, images):
 
 
 def block_input(backbone, *, tokens=None, keys=None, batch=()):
-    heads, width = backbone.info.heads, backbone.info.head_width
+    heads, width = backbone.info.heads[0], backbone.info.head_width
     per_head = () if keys is None else torch.randn(2, *batch, heads, keys, width, dtype=torch.float64)
     return pv.BlockInput(
         tokens=None if tokens is None else torch.randn(*batch, tokens, backbone.info.width, dtype=torch.float64),

@@ -75,14 +75,16 @@ def test_the_head_starts_as_in_the_paper(base):
 
 @pytest.mark.parametrize(("depth", "blocks"), [("shallow", 1), ("deep", 3)])
 def test_which_blocks_get_prompts(depth, blocks, make_vit):
-    given = pv.VPT(length=2, depth=depth).build(pv.from_timm(make_vit()))(5)
+    backbone = pv.from_timm(make_vit())
+    given = pv.VPT(length=2, depth=depth).build(backbone)(backbone, 5)
     assert [block.tokens is not None for block in given] == [True] * blocks + [False] * (3 - blocks)
     assert given[0].tokens.shape == (2, 24)
 
 
 def test_dropout_gives_every_image_its_own_mask_and_keeps_the_mean(make_vit):
-    delta = pv.VPT(length=50, dropout=0.25).build(pv.from_timm(make_vit()))
-    tokens = torch.stack([given.tokens for given in delta(40)])  # [L, B, P, D]
+    backbone = pv.from_timm(make_vit())
+    delta = pv.VPT(length=50, dropout=0.25).build(backbone)
+    tokens = torch.stack([given.tokens for given in delta(backbone, 40)])  # [L, B, P, D]
     assert tokens.shape == (3, 40, 50, 24)
     dropped = tokens == 0
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.01)
@@ -90,7 +92,7 @@ def test_dropout_gives_every_image_its_own_mask_and_keeps_the_mean(make_vit):
     assert (dropped[0] != dropped[1]).any()
     kept = tokens[~dropped]
     torch.testing.assert_close(kept, (delta.prompts.unsqueeze(1) / 0.75).expand_as(tokens)[~dropped])
-    assert [given.tokens.shape for given in delta.eval()(40)] == [(50, 24)] * 3
+    assert [given.tokens.shape for given in delta.eval()(backbone, 40)] == [(50, 24)] * 3
 
 
 @pytest.mark.parametrize(

@@ -12,21 +12,18 @@ import timm
 import torch
 from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
-from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from promptvit.backbones.base import Backbone
 from promptvit.backbones.source import BackboneSource
-from promptvit.backbones.vit import HEADS, OTHER_BLOCKS, ViTBackbone
+from promptvit.backbones.vit import ViTBackbone
 from promptvit.errors import BackboneError, ConfigError
 from promptvit.preprocessing import Preprocessing
 from promptvit.registry import Registry, unknown
 
-FAMILIES: dict[type[nn.Module], type[ViTBackbone]] = {
-    VisionTransformer: ViTBackbone,
-    VisionTransformerDistilled: ViTBackbone,
-}
+FAMILIES: tuple[type[Backbone], ...] = (ViTBackbone,)
+"""A line per family of backbones."""
 LISTING = "All names: `promptvit backbones`"
 BUNDLED: Registry[Callable[[BackboneSource], Backbone]] = Registry("bundled backbone", LISTING)
 
@@ -62,40 +59,43 @@ def from_timm(
     `preprocessing` is the model's own unless given. Without a `source`, a delta trained on the backbone can be
     loaded only by handing the same backbone to `load`. Raises BackboneError for an unsupported architecture.
     """
-    family = family_of(model)
-    assert isinstance(model, VisionTransformer)
-    return family(model, preprocessing or _preprocessing(model), source or BackboneSource(name=""))
+    source = source or BackboneSource(name="")
+    return family_of(model)(model, preprocessing or _preprocessing(model, source), source)
 
 
-def family_of(model: nn.Module) -> type[ViTBackbone]:
+def family_of(model: nn.Module) -> type[Backbone]:
     """The class that drives `model`; raises BackboneError if none does, or if it does not know a part of it."""
-    family = FAMILIES.get(type(model))
-    if family is None:
-        raise BackboneError(
-            f"{type(model).__name__} is not a supported architecture",
-            expected=", ".join(known.__name__ for known in FAMILIES),
-            where="load_backbone",
-            fix="`promptvit backbones` lists the names that work",
-        )
-    family.check(model)
-    return family
+    for family in FAMILIES:
+        if type(model) in family.drives:
+            family.check(model)
+            return family
+    raise BackboneError(
+        f"{type(model).__name__} is not a supported architecture",
+        expected=", ".join(known.__name__ for family in FAMILIES for known in family.drives),
+        where="load_backbone",
+        fix="`promptvit backbones` lists the names that work",
+    )
 
 
 def backbone_names(*, pretrained: bool = True) -> list[str]:
     """Names that `load_backbone` takes: the bundled ones, then timm's; `pretrained` keeps those with weights."""
-    module = VisionTransformer.__module__.rpartition(".")[2]
-    of_family = [
+    names = [
         name
-        for folder in (module, VisionTransformerDistilled.__module__.rpartition(".")[2])
-        for name in timm.list_models(module=folder, pretrained=pretrained)
+        for family in FAMILIES
+        for driven in family.drives
+        for name in timm.list_models(module=driven.__module__.rpartition(".")[2], pretrained=pretrained)
+        if not any(fnmatch(name, other) for other in family.not_driven)
     ]
-    driven = [name for name in of_family if not any(fnmatch(name, other) for other in OTHER_BLOCKS)]
-    return [*sorted(BUNDLED), *driven]
+    return [*sorted(BUNDLED), *names]
 
 
 def _create(name: str, source: BackboneSource) -> nn.Module:
     arguments: dict[str, Any] = {}
-    if source.image_size is not None:
+    sized = True
+    if ":" not in name:  # refuse before anything is downloaded
+        with torch.device("meta"):
+            sized = family_of(timm.create_model(name, num_classes=0)).sized
+    if source.image_size is not None and sized:
         arguments["img_size"] = _pair(source.image_size)
     if source.checkpoint is not None:
         if not Path(source.checkpoint).is_file():
@@ -106,9 +106,6 @@ def _create(name: str, source: BackboneSource) -> nn.Module:
             )
         npz = Path(source.checkpoint).suffix == ".npz"
         arguments["pretrained_cfg_overlay"] = {"file": source.checkpoint, "custom_load": npz}
-    if source.pretrained and ":" not in name:  # refuse before anything is downloaded
-        with torch.device("meta"):
-            family_of(timm.create_model(name, num_classes=0))
     try:
         return timm.create_model(name, pretrained=source.pretrained, num_classes=0, **arguments)
     except Exception as error:  # timm, the Hub client and the file formats raise of all kinds here
@@ -147,10 +144,14 @@ def _timm_name(name: str) -> str:
     return name
 
 
-def _preprocessing(model: VisionTransformer) -> Preprocessing:
+def _preprocessing(model: nn.Module, source: BackboneSource) -> Preprocessing:
     values = resolve_model_data_config(model)
+    if family_of(model).sized:
+        size = cast(VisionTransformer, model).patch_embed.img_size
+    else:
+        size = _pair(source.image_size or values["input_size"][1:])
     return Preprocessing(
-        size=cast(tuple[int, int], model.patch_embed.img_size),
+        size=cast(tuple[int, int], tuple(size)),
         mean=tuple(values["mean"]),
         std=tuple(values["std"]),
         interpolation=values["interpolation"],
@@ -171,7 +172,9 @@ def vit_pico(source: BackboneSource) -> Backbone:
         )
     if source.pretrained:
         weights = load_file(str(files("promptvit.backbones") / "assets" / "vit_pico.safetensors"))
-        model.load_state_dict({name: w.float() for name, w in weights.items() if not name.startswith(HEADS)})
+        model.load_state_dict(
+            {name: w.float() for name, w in weights.items() if not name.startswith(ViTBackbone.heads)}
+        )
     size = _pair(source.image_size or 32)
     if min(size) < 4:
         raise ConfigError(f"image_size={source.image_size}", expected="at least one patch, 4x4", where=source.name)

@@ -4,48 +4,91 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from promptvit.backbones.base import Backbone, BlockInput
+from promptvit.backbones.base import Backbone, BackboneInfo, BlockInput, Readout
 from promptvit.errors import ConfigError
+from promptvit.methods.heads import HeadInit, linear_head
 from promptvit.registry import Registry
+from promptvit.shapes import Features, Images
+
+Samples = Iterable[tuple[Tensor, Tensor]]
+"""Batches of the task's own training images: normalised images [B, channels, height, width], and labels [B]."""
 
 
 class Delta(nn.Module, ABC):
     """Everything a method trains beside backbone weights and the head, as a module."""
 
     @abstractmethod
-    def forward(self, batch: int) -> tuple[BlockInput, ...]:
-        """What each block gets for a batch of `batch` images; empty: nothing at any block."""
+    def forward(self, backbone: Backbone, batch: int) -> tuple[BlockInput, ...]:
+        """What each block of `backbone` gets for a batch of `batch` images; empty: nothing at any block."""
+
+    def on_images(self, images: Images) -> Images:
+        """What the backbone sees of `images`; most methods leave them as they are."""
+        return images
+
+    def on_features(self, features: Features, images: Images) -> Features:
+        """What the head sees of `features` [B, D] of `images`; most methods leave them as they are."""
+        return features
 
 
 class NoDelta(Delta):
     """No parameters, no prompts."""
 
-    def forward(self, batch: int) -> tuple[BlockInput, ...]:
+    def forward(self, backbone: Backbone, batch: int) -> tuple[BlockInput, ...]:
         return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """How a task is tuned. A subclass adds fields, checks them in `__post_init__` and builds its delta."""
+    """How a task is tuned. A subclass adds fields, checks them in `__post_init__`, and overrides what it changes."""
 
     kind: ClassVar[str]
     """The registered name of the class; delta files carry it."""
     learning_rate: ClassVar[float]
     """The peak of the default recipe, AdamW at batch 32 (docs/guides/recipe.md says how it was found)."""
 
-    @abstractmethod
-    def build(self, backbone: Backbone) -> Delta:
-        """A freshly initialised delta for `backbone`, from torch's global random state."""
+    def refusal(self, info: BackboneInfo) -> str:
+        """Why this cannot be done on a backbone of this kind; empty if it can."""
+        return ""
 
     def trained(self, backbone: Backbone) -> Collection[str]:
-        """Names (in `backbone.body()`) of the backbone tensors that this method trains; most train none."""
+        """Names (in `backbone.weights()`) of the backbone parameters that this method trains; most train none."""
         return ()
+
+    def prepare(self, backbone: Backbone) -> Backbone:
+        """The backbone to drive: `backbone` itself, or a copy whose trained parameters are its own.
+
+        The copy shares every other parameter. What has `requires_grad` in it is trained and saved.
+        """
+        trained = self.trained(backbone)
+        return backbone.own(trained) if trained else backbone
+
+    def build(self, backbone: Backbone) -> Delta:
+        """A freshly initialised delta for the prepared `backbone`, from torch's global random state."""
+        return NoDelta()
+
+    def head(self, width: int, classes: int, init: HeadInit) -> nn.Module:
+        """Features [B, width] to logits [B, classes]."""
+        return linear_head(width, classes, init)
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether `start` wants images of the task."""
+        return False
+
+    def start(self, delta: Delta, backbone: Backbone, samples: Samples, classes: int) -> None:
+        """Set initial values that come from the task's images or from files; a saved task is loaded without it."""
+        return
+
+    @property
+    def readout(self) -> Readout:
+        """Which rows become features."""
+        return "own"
 
     @property
     def backbone_trains(self) -> bool:

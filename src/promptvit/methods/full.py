@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from promptvit.backbones.base import Backbone
-from promptvit.methods.base import METHODS, Delta, Method, NoDelta, Preset
+from promptvit.methods.base import METHODS, Method, Preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +17,9 @@ class Full(Method):
     kind: ClassVar[str] = "full"
     learning_rate: ClassVar[float] = 3e-4
 
-    def build(self, backbone: Backbone) -> Delta:
-        """Nothing beside the backbone's own weights."""
-        return NoDelta()
-
     def trained(self, backbone: Backbone) -> Collection[str]:
-        """All of them."""
-        return backbone.body().keys()
+        """All of them but fixed position embeddings."""
+        return backbone.trainable()
 
     @property
     def backbone_trains(self) -> bool:

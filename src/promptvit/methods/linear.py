@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from promptvit.backbones.base import Backbone
-from promptvit.methods.base import METHODS, Delta, Method, NoDelta, Preset
+from promptvit.methods.base import METHODS, Method, Preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,10 +14,6 @@ class Linear(Method):
 
     kind: ClassVar[str] = "linear"
     learning_rate: ClassVar[float] = 1e-2
-
-    def build(self, backbone: Backbone) -> Delta:
-        """Nothing."""
-        return NoDelta()
 
 
 METHODS.register("linear", Preset(method=Linear, summary="the head alone, on frozen features"))

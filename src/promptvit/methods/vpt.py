@@ -83,7 +83,7 @@ class Prompts(Delta):
         self.dropout = dropout
         self.depth = depth
 
-    def forward(self, batch: int) -> tuple[BlockInput, ...]:
+    def forward(self, backbone: Backbone, batch: int) -> tuple[BlockInput, ...]:
         """Prompts [P, D] per block; [B, P, D] with an own mask for every image under dropout."""
         values = self.prompts if self.project is None else self.project(self.prompts)  # [S, P, D]
         if self.training and self.dropout > 0:
