@@ -7,7 +7,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
 export UV_PYTHON_DOWNLOADS := never
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format docs bench mutants clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,8 @@ help:
 	@echo "make test    run the tests"
 	@echo "make check   formatting, lint, types"
 	@echo "make format  format the code and apply safe lint fixes"
+	@echo "make docs    write the pages of docs/ that come from the code"
+	@echo "make mutants plant faults and see whether the conformance tests find them"
 	@echo "make bench   measure speed and memory against the literal formulation"
 
 $(UV):
@@ -43,6 +45,12 @@ check: setup
 format: setup
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
+
+docs: setup
+	$(OFFLINE) $(RUN)/python -m scripts.docs
+
+mutants: setup
+	$(OFFLINE) $(RUN)/python -m scripts.mutants
 
 bench: setup
 	$(OFFLINE) $(RUN)/python -m benchmarks.run --json docs/results/benchmark.json

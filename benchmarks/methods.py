@@ -2,9 +2,10 @@
 
 For each task and method, one run per rate (a third of the method's own, its own, three times that) with seed 0; the
 rate with the best last-epoch validation accuracy, the smaller one in a tie, is run again with the other seeds. The test
-images of other rates are not looked at. Runs that are done are not repeated and a killed one goes on. First come the
-rates of every method, then the seeds one after the other, so that an early stop leaves whole columns; the table says
-what was run. Writes `docs/results/methods.md` and `.json`.
+images of other rates are not looked at. Runs that are done are not repeated and a killed one goes on. An early stop
+leaves whole columns: first comes every method at its own rate, then the methods of the paper's main tables at the other
+rates and with the other seeds, then the same for the variants. The table says what was run. Writes
+`docs/results/methods.md` and `.json`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ FACTORS = (1 / 3, 1.0, 3.0)
 FIELDS: dict[str, dict[str, Any]] = {
     "side": {"weights": "random"},
     "pixel-pad": {"length": 2},
-    "vpt-first": {"blocks": 3},
-    "vpt-last": {"blocks": 3},
+    "first 3 blocks": {"name": "vpt-deep", "blocks": 3},
+    "last 3 blocks": {"name": "vpt-deep", "blocks": 3, "end": "last"},
 }
 """What differs from a method's defaults: no download, and sizes that fit 32x32 images and six blocks."""
 TABLES = {
@@ -37,7 +38,7 @@ TABLES = {
         *("lora", "mixed"),
     ),
     "variants": (
-        *("vpt-bias", "vpt-shared", "vpt-fixed", "vpt-cls", "cls", "vpt-first", "vpt-last"),
+        *("vpt-bias", "vpt-shared", "vpt-fixed", "vpt-cls", "cls", "first 3 blocks", "last 3 blocks"),
         *("vpt-add", "vpt-add-1", "pixel-prepend", "pixel-pad", "pixel-below"),
     ),
 }
@@ -55,7 +56,7 @@ class Cell:
     @property
     def folder(self) -> str:
         """Its folder's name."""
-        return f"{self.task}-{self.method}-{self.factor:.2f}-{self.seed}"
+        return f"{self.task}-{self.method}-{self.factor:.2f}-{self.seed}".replace(" ", "_")
 
 
 def main() -> None:
@@ -81,17 +82,30 @@ def main() -> None:
 
 
 def waves(options: argparse.Namespace) -> Iterator[list[Cell]]:
-    """The rates of all cells, then a seed at a time for the rates chosen."""
-    pairs = [(task, method) for method in options.methods for task in options.tasks]
-    yield [Cell(task=t, method=m, factor=factor, seed=0) for t, m in pairs for factor in FACTORS]
-    for seed in range(1, options.seeds):
-        yield [Cell(task=t, method=m, factor=chosen(options, t, m), seed=seed) for t, m in pairs]
+    """What to run, in the order of what is learnt from it; a wave may depend on those before."""
+    yield [Cell(task=t, method=m, factor=1.0, seed=0) for t, m in pairs(options, *TABLES)]
+    for table in TABLES:
+        own = pairs(options, table)
+        yield [Cell(task=t, method=m, factor=factor, seed=0) for t, m in own for factor in FACTORS if factor != 1]
+        for seed in range(1, options.seeds):
+            yield [Cell(task=t, method=m, factor=chosen(options, t, m), seed=seed) for t, m in own]
+
+
+def pairs(options: argparse.Namespace, *tables: str) -> list[tuple[str, str]]:
+    """Tasks and methods of `tables` that were asked for."""
+    methods = [method for table in tables for method in TABLES[table] if method in options.methods]
+    return [(task, method) for method in methods for task in options.tasks]
+
+
+def tried(options: argparse.Namespace, task: str, method: str) -> dict[float, float]:
+    """Validation accuracy by factor, of the rates that were run."""
+    runs = {factor: read(options, Cell(task=task, method=method, factor=factor, seed=0)) for factor in FACTORS}
+    return {factor: summary["result"]["val"]["top1"] for factor, summary in runs.items() if summary}
 
 
 def chosen(options: argparse.Namespace, task: str, method: str) -> float:
     """The factor with the best validation accuracy; the smaller one in a tie."""
-    runs = {factor: read(options, Cell(task=task, method=method, factor=factor, seed=0)) for factor in FACTORS}
-    done = {factor: summary["result"]["val"]["top1"] for factor, summary in runs.items() if summary}
+    done = tried(options, task, method)
     return min(done, key=lambda factor: (-done[factor], factor))
 
 
@@ -109,20 +123,20 @@ def run(job: tuple[Cell, argparse.Namespace]) -> tuple[Cell, dict[str, Any]]:
     from promptvit.train.loop import fit
 
     cell, options = job
-    rate = METHODS[cell.method].method.learning_rate * cell.factor
-    fields = FIELDS.get(cell.method, {})
+    fields = {"name": cell.method, **FIELDS.get(cell.method, {})}
+    rate = METHODS[fields["name"]].method.learning_rate * cell.factor
     config = RunConfig(
         data=DataConfig(source=str(options.data / "mini-vtab" / cell.task)),
-        method={"name": cell.method, **fields},
+        method=fields,
         train=TrainConfig(seed=cell.seed, device="cpu", epochs=options.epochs, learning_rate=rate),
     )
     folder = options.out / cell.folder
     origin = options.out / f"{cell.folder}.json"
     if not origin.exists():
         origin.write_text(json.dumps({"commit": commit(), "machine": machine(torch.device("cpu"), threads=1)}))
-    typed = "".join(f" --method.{name} {value}" for name, value in fields.items())
+    typed = " ".join(f"--method.{name} {value}" for name, value in fields.items())
     command = (
-        f"promptvit train --data mini-vtab/{cell.task} --method {cell.method}{typed} --train.seed {cell.seed} "
+        f"promptvit train --data mini-vtab/{cell.task} {typed} --train.seed {cell.seed} "
         f"--train.epochs {options.epochs} --train.learning_rate {rate:.6g}"
     )
     return cell, fit(config, folder, resume=True, command=command)
@@ -133,12 +147,12 @@ def write_table(options: argparse.Namespace) -> None:
     rows = []
     for method in options.methods:
         for task in options.tasks:
-            grid = [Cell(task=task, method=method, factor=factor, seed=0) for factor in FACTORS]
-            if not all(read(options, cell) for cell in grid):
+            rates = len(tried(options, task, method))
+            if not rates:
                 continue
             factor = chosen(options, task, method)
             cells = [Cell(task=task, method=method, factor=factor, seed=seed) for seed in range(options.seeds)]
-            rows += [row(options, cell) for cell in cells if read(options, cell)]
+            rows += [row(options, cell) | {"rates_tried": rates} for cell in cells if read(options, cell)]
     results = ROOT / "docs" / "results"
     (results / "methods.json").write_text(json.dumps({"epochs": options.epochs, "runs": rows}, indent=1) + "\n")
     (results / "methods.md").write_text(markdown(rows, options))
@@ -171,7 +185,8 @@ def markdown(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         "Test accuracy in %, mean ± standard deviation over seeds (number of seeds); bundled backbone `vit_pico`, 800",
         f"training images per task, {options.epochs} epochs of the [default recipe](../guides/recipe.md), last epoch. "
         "Learning rate: a third of the",
-        "method's own, its own, or three times that, chosen per task on the 200 validation images with seed 0.",
+        "method's own, its own, or three times that, chosen per task on the 200 validation images with seed 0;",
+        "`0.005 of 3` is the rate chosen and how many were tried.",
         "",
         f"| method | {' | '.join(options.tasks)} | mean of tasks | rates | trained parameters | delta, KiB | seconds |",
         f"|---|{'---|' * (len(options.tasks) + 5)}",
@@ -180,8 +195,8 @@ def markdown(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         own = [row for row in rows if row["method"] == method]
         if own:
             by_task = {task: [100 * r["test_top1"] for r in own if r["task"] == task] for task in options.tasks}
-            chosen_rates = {r["task"]: f"{r['learning_rate']:.2g}" for r in own}
-            rates = ", ".join(chosen_rates.get(task, "not run") for task in options.tasks)
+            rates = {r["task"]: f"{r['learning_rate']:.2g} of {r['rates_tried']}" for r in own}
+            rates = ", ".join(rates.get(task, "not run") for task in options.tasks)
             cells = " | ".join(map(spread, by_task.values()))
             lines.append(f"| {method} | {cells} | {means(by_task)} | {rates} | {costs(own)} |")
     missing = [method for method in options.methods if not any(row["method"] == method for row in rows)]
@@ -191,7 +206,7 @@ def markdown(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         [
             *lines,
             "",
-            f"Not run: {', '.join(missing) or 'nothing'}. {len(rows)} runs stand here; two more rates each were run.",
+            f"Not run: {', '.join(missing) or 'nothing'}. {len(rows)} runs stand here, one rate per task and method.",
             *(f"`{name}` has `{', '.join(f'{k}={v}' for k, v in fields.items())}`." for name, fields in FIELDS.items()),
             "Seconds: mean per run, one thread each, beside other work on a shared machine: only orders of magnitude.",
             "",

@@ -15,7 +15,7 @@ import promptvit as pv
 from benchmarks.literal import LiteralVPT
 from benchmarks.measure import Step
 from promptvit.backbones.base import Backbone, BlockInput
-from promptvit.methods.vpt import Prompts
+from promptvit.methods.prompts import Prompts
 from promptvit.model import TunedModel
 
 BACKBONE = "vit_small_patch16_224"
@@ -57,7 +57,7 @@ def ours(on: Bench, length: int, depth: Literal["shallow", "deep"] = "deep") -> 
 
 def literal(on: Bench, model: TunedModel) -> LiteralVPT:
     """The paper's loop with the same backbone and copies of the prompts and the head of `model`."""
-    prompts = cast(Prompts, model.delta).prompts.detach().clone()
+    prompts = cast(Prompts, model.delta).prompts[0].detach().clone()
     return LiteralVPT(on.timm_model, prompts, copy.deepcopy(model.head))
 
 

@@ -47,6 +47,17 @@ def make_vit():
     return make
 
 
+@pytest.fixture(scope="session")
+def make_small():
+    """What a constructor of a small timm model gives, in float64 and eval mode with every tensor away from zero."""
+
+    def make(construct) -> nn.Module:
+        torch.manual_seed(1)
+        return randomise(construct()).double().eval()
+
+    return make
+
+
 def randomise(model: nn.Module) -> nn.Module:
     """Spread every parameter, so that layer scales, biases and prefix tokens matter to the output."""
     with torch.no_grad():

@@ -58,7 +58,7 @@ def test_only_what_was_trained_is_saved(model, folder):
     assert (folder / DESCRIPTION).stat().st_size < 2048
     assert sorted(path.name for path in folder.iterdir()) == [DESCRIPTION, TENSORS]
     tensors = safetensors.torch.load_file(folder / TENSORS)
-    assert set(tensors) == {"delta.prompts", "head.weight", "head.bias"}
+    assert set(tensors) == {"delta.prompts.0", "head.weight", "head.bias"}
 
 
 def test_trained_backbone_tensors_are_saved_by_the_models_own_names(backbone, images, tmp_path):
@@ -96,7 +96,7 @@ assert hashlib.sha256(content).hexdigest() == description["sha256"]
 tensors = load(content)
 print(json.dumps({
     "shapes": {name: tensor.shape for name, tensor in tensors.items()},
-    "sum": float(tensors["delta.prompts"].astype("float64").sum()),
+    "sum": float(tensors["delta.prompts.0"].astype("float64").sum()),
     "description": description,
     "promptvit": "promptvit" in sys.modules,
 }))
@@ -106,8 +106,8 @@ print(json.dumps({
 def test_the_files_can_be_read_without_promptvit(model, folder, run_python):
     read = json.loads(run_python(PLAIN, folder))
     assert not read["promptvit"]
-    assert read["shapes"] == {"delta.prompts": [6, 4, 128], "head.weight": [3, 128], "head.bias": [3]}
-    assert read["sum"] == pytest.approx(model.delta.prompts.double().sum().item(), abs=1e-6)
+    assert read["shapes"] == {"delta.prompts.0": [6, 4, 128], "head.weight": [3, 128], "head.bias": [3]}
+    assert read["sum"] == pytest.approx(model.delta.prompts[0].double().sum().item(), abs=1e-6)
     description = read["description"]
     assert description["format"] == 1
     assert description["method"] == {"kind": "vpt", "config": METHOD.to_dict()}
@@ -202,8 +202,8 @@ def test_every_entry_of_the_description_is_needed(key, folder, backbone, untyped
         (lambda t: t.pop("head.bias"), "tensor head.bias is missing"),
         (lambda t: t.update(more=torch.zeros(1)), "tensor more is not one of this method's"),
         (
-            lambda t: t.update({"delta.prompts": torch.zeros(6, 3, 128)}),
-            r"tensor delta.prompts has shape \[6, 3, 128\], expected \[6, 4, 128\]",
+            lambda t: t.update({"delta.prompts.0": torch.zeros(6, 3, 128)}),
+            r"tensor delta\.prompts\.0 has shape \[6, 3, 128\], expected \[6, 4, 128\]",
         ),
         (lambda t: t.update({"head.bias": torch.ones(3)}), "SHA-256 differs"),
     ],
@@ -229,9 +229,9 @@ class Attack:
 def test_a_pickle_is_refused_and_never_executed(folder, backbone, tmp_path, monkeypatch):
     monkeypatch.setenv("PROMPTVIT_ATTACK", str(tmp_path / "executed"))
     with (folder / TENSORS).open("wb") as file:
-        pickle.dump({"delta.prompts": Attack()}, file)
+        pickle.dump({"delta.prompts.0": Attack()}, file)
     refused(folder, "not a safetensors file", backbone=backbone)
-    torch.save({"delta.prompts": Attack()}, folder / TENSORS)
+    torch.save({"delta.prompts.0": Attack()}, folder / TENSORS)
     refused(folder, "not a safetensors file", backbone=backbone)
     assert not (tmp_path / "executed").exists()
 

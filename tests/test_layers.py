@@ -15,9 +15,11 @@ ROOT = Path(promptvit.__file__).parent
 LAYERS = [
     {"errors"},
     {"shapes", "registry", "preprocessing", "files"},
+    {"delta_files"},
     {"backbones", "data"},
     {"methods"},
     {"model", "checkpoint"},
+    {"ensemble", "peft_folder", "counting"},
     {"train"},
     {"search", "pruning", "analysis", "serve"},
     {"study", "report"},

@@ -98,7 +98,7 @@ def test_predict_leaves_the_mode_and_the_gradients_alone(mode, model, array):
     model.predict(array)
     assert (model.training, model.delta.training, model.backbone.training) == (mode, mode, False)
     assert all(p.grad is None for p in model.parameters())
-    assert model.delta.prompts.requires_grad
+    assert model.delta.prompts[0].requires_grad
 
 
 @pytest.mark.parametrize("mode", [True, False])

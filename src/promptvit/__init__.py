@@ -12,23 +12,44 @@ if TYPE_CHECKING:
     from promptvit.checkpoint import load
     from promptvit.data.config import DataConfig
     from promptvit.data.load import load_task
+    from promptvit.ensemble import Ensemble, load_ensemble
     from promptvit.errors import PromptvitError
+    from promptvit.methods.adapter import Adapter
+    from promptvit.methods.add import Add
+    from promptvit.methods.bias import Bias
+    from promptvit.methods.cls import Cls
     from promptvit.methods.full import Full
     from promptvit.methods.linear import Linear
+    from promptvit.methods.lora import LoRA
+    from promptvit.methods.mlp import MLP
+    from promptvit.methods.partial import Partial
+    from promptvit.methods.pixel import Pixel
+    from promptvit.methods.side import Side
     from promptvit.methods.vpt import VPT
     from promptvit.model import Prediction, TunedModel, tune
+    from promptvit.peft_folder import load_peft, save_peft
     from promptvit.train.config import RunConfig, TrainConfig
     from promptvit.train.loop import fit
 
 _HOMES = {
+    "Adapter": "methods.adapter",
+    "Add": "methods.add",
     "Backbone": "backbones.base",
+    "Bias": "methods.bias",
     "BlockInput": "backbones.base",
+    "Cls": "methods.cls",
     "DataConfig": "data.config",
+    "Ensemble": "ensemble",
     "Full": "methods.full",
     "Linear": "methods.linear",
+    "LoRA": "methods.lora",
+    "MLP": "methods.mlp",
+    "Partial": "methods.partial",
+    "Pixel": "methods.pixel",
     "Prediction": "model",
     "PromptvitError": "errors",
     "RunConfig": "train.config",
+    "Side": "methods.side",
     "TrainConfig": "train.config",
     "TunedModel": "model",
     "VPT": "methods.vpt",
@@ -37,21 +58,34 @@ _HOMES = {
     "from_timm": "backbones.load",
     "load": "checkpoint",
     "load_backbone": "backbones.load",
+    "load_ensemble": "ensemble",
+    "load_peft": "peft_folder",
     "load_task": "data.load",
+    "save_peft": "peft_folder",
     "tune": "model",
 }
 
 __version__ = version("promptvit")
 __all__ = [
+    "MLP",
     "VPT",
+    "Adapter",
+    "Add",
     "Backbone",
+    "Bias",
     "BlockInput",
+    "Cls",
     "DataConfig",
+    "Ensemble",
     "Full",
     "Linear",
+    "LoRA",
+    "Partial",
+    "Pixel",
     "Prediction",
     "PromptvitError",
     "RunConfig",
+    "Side",
     "TrainConfig",
     "TunedModel",
     "backbone_names",
@@ -59,7 +93,10 @@ __all__ = [
     "from_timm",
     "load",
     "load_backbone",
+    "load_ensemble",
+    "load_peft",
     "load_task",
+    "save_peft",
     "tune",
 ]
 

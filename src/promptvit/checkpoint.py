@@ -21,27 +21,22 @@ Nothing in a delta is ever unpickled.
 from __future__ import annotations
 
 import dataclasses
-import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from promptvit.backbones.base import Backbone
 from promptvit.backbones.load import load_source
 from promptvit.backbones.source import BackboneSource
+from promptvit.delta_files import DESCRIPTION, FORMAT, TENSORS, check_digest, read_description, read_tensors
 from promptvit.errors import DeltaError
 from promptvit.files import digest, json_bytes, write_all
 from promptvit.methods import METHODS
 from promptvit.model import TunedModel, assemble, class_names
 from promptvit.preprocessing import Preprocessing
-
-FORMAT = 1
-TENSORS, DESCRIPTION = "delta.safetensors", "delta.json"
 
 
 def save(model: TunedModel, folder: str | Path) -> Path:
@@ -73,7 +68,7 @@ def load(folder: str | Path, *, backbone: Backbone | None = None) -> TunedModel:
     Raises DeltaError if the files are damaged, of a later format, or made for another backbone.
     """
     folder = Path(folder)
-    description = _read_description(folder / DESCRIPTION)
+    description = read_description(folder)
     try:
         source = BackboneSource.from_dict(description["backbone"]["source"])
         expected = description["backbone"]["fingerprint"]
@@ -93,8 +88,18 @@ def load(folder: str | Path, *, backbone: Backbone | None = None) -> TunedModel:
         )
     model = assemble(backbone, method, classes)
     model.preprocessing = preprocessing
-    _assign(model, folder / TENSORS, sha256)
+    _assign(model, folder, sha256)
     return model.eval()
+
+
+def load_named_backbone(folder: str | Path) -> Backbone:
+    """The backbone that the delta in `folder` was trained on, loaded by its name; raises DeltaError if it has none."""
+    folder = Path(folder)
+    try:
+        source = BackboneSource.from_dict(read_description(folder)["backbone"]["source"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DeltaError(f"{folder / DESCRIPTION} is not a delta description: {error}") from error
+    return _load_backbone(source, folder)
 
 
 def _load_backbone(source: BackboneSource, folder: Path) -> Backbone:
@@ -106,50 +111,23 @@ def _load_backbone(source: BackboneSource, folder: Path) -> Backbone:
     return load_source(source)
 
 
-def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DeltaError(
-            f"{path} does not exist", expected=f"a folder with {TENSORS} and {DESCRIPTION}", where="load"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DeltaError(f"{path} cannot be read: {error}", fix="Copy or train the delta again") from error
-    if not isinstance(description, dict) or not isinstance(description.get("format"), int):
-        raise DeltaError(f"{path} has no format number", expected="a delta description", where="load")
-    if description["format"] > FORMAT:
-        raise DeltaError(
-            f"{path} has format {description['format']}", expected=f"at most {FORMAT}", fix="Update promptvit"
-        )
-    return description
-
-
-def _assign(model: TunedModel, path: Path, sha256: str) -> None:
+def _assign(model: TunedModel, folder: Path, sha256: str | None) -> None:
     """Copy the file's tensors into `model`, all of them or none."""
-    try:
-        content = path.read_bytes()
-        tensors = safetensors.torch.load(content)
-    except FileNotFoundError:
-        raise DeltaError(f"{path} does not exist", fix="Copy the whole folder") from None
-    except (OSError, SafetensorError) as error:
-        raise DeltaError(
-            f"{path} is truncated or not a safetensors file: {error}", fix="Copy or train the delta again"
-        ) from error
+    tensors, found = read_tensors(folder)
     targets = model.trained_tensors()
-    problems = _mismatches(targets, tensors)
+    problems = mismatches(targets, tensors)
     if problems:
-        raise DeltaError("; ".join(problems), where=str(path), fix="The file belongs to another method or task")
-    if digest(content) != sha256:
         raise DeltaError(
-            f"{path} is not the file that {DESCRIPTION} describes (SHA-256 differs)",
-            fix="Copy both files of one delta",
+            "; ".join(problems), where=str(folder / TENSORS), fix="The file belongs to another method or task"
         )
+    check_digest(folder, found, sha256)
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(tensors[name])
 
 
-def _mismatches(targets: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
+def mismatches(targets: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
+    """What keeps `tensors` from taking the place of `targets`: other names, other shapes."""
     problems = [f"tensor {name} is missing" for name in targets if name not in tensors]
     problems += [f"tensor {name} is not one of this method's" for name in tensors if name not in targets]
     problems += [

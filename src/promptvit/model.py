@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,51 +89,20 @@ def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-class TunedModel(nn.Module):
-    """Images [B, channels, height, width] -> logits [B, C]; a plain module that any loop can train.
+class Classifier(nn.Module, ABC):
+    """Images to the classes of a task, by name: a tuned model, or several as one."""
 
-    `delta` and `head` are trained, and those backbone tensors that the method names (`trained`). In train mode the
-    backbone stays in eval mode unless the method trains it.
-    """
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
 
-    def __init__(
-        self, backbone: Backbone, method: Method, delta: Delta, head: nn.Module, classes: tuple[str, ...]
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.delta = delta
-        self.head = head
-        self.method = method
-        self.classes = classes
-        self.preprocessing: Preprocessing = backbone.preprocessing
-        trained = [name for name, parameter in backbone.weights().items() if parameter.requires_grad]
-        self.trained = frozenset([*trained, *_running_statistics(backbone)])
-        self.train()
+    @abstractmethod
+    def fold(self) -> nn.Module:
+        """The same function for inference, from normalised images to logits; puts this one into eval mode."""
 
-    def forward(self, images: Images) -> Logits:
-        """Logits [B, C] of normalised `images`."""
-        return self.head(self.features(images))
-
-    def features(self, images: Images) -> Features:
-        """What the head sees, [B, D]."""
-        pixels = self.delta.on_images(images)
-        features = self.backbone(pixels, self.delta(self.backbone, images.shape[0]), self.method.readout)
-        return self.delta.on_features(features, images)
-
-    def train(self, mode: bool = True) -> TunedModel:
-        """Train or eval mode; a frozen backbone is always in eval mode, but for batch norms that are trained."""
-        super().train(mode)
-        self.backbone.train(mode and self.method.backbone_trains)
-        for _, norm in _trained_batch_norms(self.backbone):
-            norm.train(mode)
-        return self
-
-    def fold(self) -> FoldedModel:
-        """The same function for inference, with the prompts' keys and values computed once and kept.
-
-        Puts this model into eval mode; the two share backbone and head.
-        """
-        return FoldedModel(self.eval())
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where images go."""
 
     @torch.no_grad()
     def predict(self, images: Picture | Sequence[Picture], *, top: int = 5, batch_size: int = 64) -> list[Prediction]:
@@ -162,6 +132,55 @@ class TunedModel(nn.Module):
             labels=tuple(labels),
             probabilities=tuple(probabilities),
         )
+
+
+class TunedModel(Classifier):
+    """Images [B, channels, height, width] -> logits [B, C]; a plain module that any loop can train.
+
+    `delta` and `head` are trained, and those backbone tensors that the method names (`trained`). In train mode the
+    backbone stays in eval mode unless the method trains it.
+    """
+
+    def __init__(
+        self, backbone: Backbone, method: Method, delta: Delta, head: nn.Module, classes: tuple[str, ...]
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.delta = delta
+        self.head = head
+        self.method = method
+        self.classes = classes
+        self.preprocessing = backbone.preprocessing
+        trained = [name for name, parameter in backbone.weights().items() if parameter.requires_grad]
+        self.trained = frozenset([*trained, *_running_statistics(backbone)])
+        self.train()
+
+    def forward(self, images: Images) -> Logits:
+        """Logits [B, C] of normalised `images`."""
+        return self.head(self.features(images))
+
+    def features(self, images: Images) -> Features:
+        """What the head sees, [B, D]."""
+        pixels = self.delta.on_images(images)
+        features = self.backbone(pixels, self.delta(self.backbone, images.shape[0]), self.method.readout)
+        return self.delta.on_features(features, images)
+
+    def train(self, mode: bool = True) -> TunedModel:
+        """Train or eval mode; a frozen backbone is always in eval mode, but for batch norms that are trained."""
+        super().train(mode)
+        self.backbone.train(mode and self.method.backbone_trains)
+        for part in self.method.training_parts(self.backbone):
+            part.train(mode)
+        for _, norm in _trained_batch_norms(self.backbone):
+            norm.train(mode)
+        return self
+
+    def fold(self) -> FoldedModel:
+        """The same function for inference, with the prompts' keys and values computed once and kept.
+
+        Puts this model into eval mode; the two share backbone and head.
+        """
+        return FoldedModel(self.eval())
 
     @property
     def device(self) -> torch.device:

@@ -5,13 +5,13 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from timm.models import save_for_hf
+from timm.models import is_model_in_modules, save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 
 import promptvit as pv
-from promptvit.backbones.load import family_of
+from promptvit.backbones.load import BUNDLED, CONVERTED, family_of
 from promptvit.backbones.source import BackboneSource
-from promptvit.errors import BackboneError, ConfigError, UnknownNameError
+from promptvit.errors import BackboneError, ConfigError, DeltaError, UnknownNameError
 from promptvit.preprocessing import Preprocessing
 
 NAME = "test_vit"  # timm's own small one: width 64, 6 blocks, 160x160
@@ -69,15 +69,25 @@ def test_names_are_the_ones_that_load():
     names = pv.backbone_names()
     assert names[0] == "vit_pico"
     assert {"vit_base_patch16_224.orig_in21k", "deit_base_distilled_patch16_224.fb_in1k"} < set(names)
-    assert set(names) - {"vit_pico"} <= set(timm.list_pretrained())
+    assert set(names) - set(BUNDLED) - set(CONVERTED) <= set(timm.list_pretrained())
     assert "vit_base_patch16_224" in pv.backbone_names(pretrained=False)
 
 
+def shallow(name):
+    """Arguments that build an architecture with as few blocks as it takes."""
+    if is_model_in_modules(name, ["resnet"]):
+        return {"layers": (1, 1, 1, 1)}
+    if "sapiens" in name:  # as many blocks as it has numbers of heads
+        return {}
+    return {"depths": (1, 1, 1, 1)} if is_model_in_modules(name, ["convnext", "swin_transformer"]) else {"depth": 1}
+
+
+@pytest.mark.slow
 def test_every_listed_architecture_is_driven():
     refused = []
-    for name in pv.backbone_names(pretrained=False)[1:]:
+    for name in set(pv.backbone_names(pretrained=False)) - set(BUNDLED) - set(CONVERTED):
         with torch.device("meta"):
-            model = timm.create_model(name, num_classes=0, depth=1)
+            model = timm.create_model(name, num_classes=0, **shallow(name))
         try:
             family_of(model)
         except BackboneError:
@@ -127,11 +137,120 @@ def google_layout(model: VisionTransformer) -> dict[str, np.ndarray]:
     return out
 
 
-def test_a_checkpoint_in_googles_layout_is_loaded(weights, tmp_path):
+def of_a_classifier(width):
+    """What Google's files hold beside the body: the layer before the head, and the head."""
+    shapes = {"pre_logits/kernel": (width, width), "pre_logits/bias": width}
+    shapes |= {"head/kernel": (width, 1000), "head/bias": 1000}
+    return {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("classifier", [False, True])
+def test_a_checkpoint_in_googles_layout_is_loaded(classifier, weights, tmp_path):
     model = timm.create_model(NAME, num_classes=0)
     model.load_state_dict(weights)
-    np.savez(tmp_path / "vit.npz", **google_layout(model))
-    assert_same_tensors(pv.load_backbone(NAME, checkpoint=tmp_path / "vit.npz").model, weights)
+    path = tmp_path / "vit.npz"
+    np.savez(path, **google_layout(model), **of_a_classifier(model.embed_dim) if classifier else {})
+    backbone, images = pv.load_backbone(NAME, checkpoint=path), torch.randn(2, 3, 160, 160)
+    assert_same_tensors(backbone.model, weights)
+    torch.testing.assert_close(backbone(images), model.eval()(images), rtol=0, atol=1e-5)
+    wide = pv.load_backbone(NAME, checkpoint=path, image_size=(192, 160))
+    assert wide.model.pos_embed.shape[1] == 1 + 12 * 10
+    assert torch.equal(wide.model.pos_embed[:, 0], weights["pos_embed"][:, 0])
+    assert wide(torch.randn(1, 3, 192, 160)).shape == (1, 64)
+
+
+def mae_file(weights, path, *, decoder=False):
+    """A checkpoint as MAE's authors write it: the encoder with its norm, and perhaps what reconstructs the pixels."""
+    extra = {"mask_token": torch.ones(1, 1, 8), "decoder_embed.weight": torch.ones(8, 64)} if decoder else {}
+    torch.save({"model": weights | extra}, path)
+    return path
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_a_mae_checkpoint_read_by_its_mean_has_a_fresh_norm(decoder, weights, tmp_path, caplog):
+    path = mae_file(weights, tmp_path / "mae.pth", decoder=decoder)
+    backbone = pv.load_backbone(NAME, checkpoint=path, pool="avg")
+    left_out = {"norm.weight", "norm.bias"} | ({"decoder_embed.weight"} if decoder else set())
+    assert all(name in caplog.text for name in left_out)
+    norm = {"fc_norm.weight": torch.ones(64), "fc_norm.bias": torch.zeros(64)}
+    assert_same_tensors(backbone.model, {k: v for k, v in weights.items() if not k.startswith("norm.")} | norm)
+    images, vit = torch.randn(2, 3, 160, 160), backbone.model
+    patches = vit.blocks(vit._pos_embed(vit.patch_embed(images)))[:, 1:].mean(dim=1)
+    expected = torch.nn.functional.layer_norm(patches, (64,), eps=1e-6)
+    torch.testing.assert_close(backbone(images), expected, rtol=0, atol=1e-5)
+    assert not any(p.requires_grad for p in pv.tune(backbone, pv.VPT(), 3).backbone.parameters())
+    assert {"fc_norm.weight", "fc_norm.bias"} <= pv.tune(backbone, pv.Full(), 3).trained
+    assert_same_tensors(pv.load_backbone(NAME, checkpoint=path).model, weights)
+
+
+def test_pool_is_refused_where_it_means_nothing(untyped):
+    assert pv.load_backbone(NAME, pretrained=False, pool="avg").info.readout == "avg"
+    for name in ("resnet18", "deit_tiny_distilled_patch16_224"):
+        with pytest.raises(ConfigError, match="pool='avg'; expected null for a"):
+            pv.load_backbone(name, pretrained=False, pool="avg")
+    with pytest.raises(ConfigError, match="there is no CLS token"):
+        pv.load_backbone("vit_base_patch16_siglip_224", pretrained=False, pool="token")
+    with pytest.raises(ConfigError, match="pool='avg'; expected none for a bundled backbone"):
+        pv.load_backbone(pool="avg")
+    with pytest.raises(ConfigError, match="pool='mean': expected token, avg or null"):
+        BackboneSource.from_dict({"pool": "mean"})
+
+
+@pytest.mark.parametrize("drop", ["norm.bias", "blocks.3.attn.qkv.weight", "all"])
+def test_weights_that_a_file_lacks_are_named_not_left_random(drop, weights, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({f"{'encoder_' if drop == 'all' else ''}{k}": w for k, w in weights.items() if k != drop}, path)
+    with pytest.raises(BackboneError, match=f"has no {'cls_token, .* more' if drop == 'all' else drop}; expected all"):
+        pv.load_backbone(NAME, checkpoint=path)
+
+
+def test_the_size_of_images_changes_only_the_preprocessing_of_a_convnet():
+    torch.manual_seed(0)
+    small = pv.load_backbone("resnet10t", pretrained=False, image_size=(64, 96))
+    torch.manual_seed(0)
+    own = pv.load_backbone("resnet10t", pretrained=False)
+    assert (small.preprocessing.size, own.preprocessing.size) == ((64, 96), (176, 176))
+    assert small.fingerprint == own.fingerprint
+    assert small(torch.zeros(1, 3, 64, 96)).shape == (1, 512)
+
+
+def tuned_delta(folder, method, **fields):
+    """A delta of `method` on the bundled backbone, with trained tensors moved away from where they started."""
+    model = pv.tune(pv.load_backbone(**fields), method, 3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save(folder)
+    return model
+
+
+def test_a_fine_tuned_backbone_is_the_start_of_another_task(tmp_path):
+    first = tuned_delta(tmp_path / "run" / "delta", pv.Full())
+    backbone = pv.load_backbone(tuned=tmp_path / "run")
+    assert_same_tensors(backbone.model, {k: v.detach() for k, v in first.backbone.model.state_dict().items()})
+    assert backbone.fingerprint != pv.load_backbone().fingerprint
+    assert not any(p.requires_grad for p in backbone.parameters())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(backbone(images), first.eval().features(images))
+    second = pv.tune(backbone, pv.VPT(length=2), 4)
+    assert pv.load(second.save(tmp_path / "second"))(images).equal(second.eval()(images))
+
+
+def test_what_is_no_weight_of_the_backbone_is_no_fine_tuned_backbone(tmp_path):
+    tuned_delta(tmp_path / "vpt", pv.VPT())
+    with pytest.raises(DeltaError, match=r"'vpt' of .* trained nothing of the backbone; expected weights"):
+        pv.load_backbone(tuned=tmp_path / "vpt")
+    tuned_delta(tmp_path / "full", pv.Full())
+    with pytest.raises(DeltaError, match=r"trained on vit_pico with fingerprint .*Name the backbone as"):
+        pv.load_backbone(tuned=tmp_path / "full", image_size=48)
+    with pytest.raises(DeltaError, match=r"nowhere/delta.json does not exist"):
+        pv.load_backbone(tuned=tmp_path / "nowhere")
+    (tmp_path / "full" / "delta.safetensors").write_bytes((tmp_path / "vpt" / "delta.safetensors").read_bytes())
+    with pytest.raises(DeltaError, match="SHA-256 differs"):
+        pv.load_backbone(tuned=tmp_path / "full")
+    with pytest.raises(ConfigError, match="pretrained=False: expected neither checkpoint nor tuned"):
+        pv.load_backbone(tuned=tmp_path / "full", pretrained=False)
 
 
 def test_a_folder_in_timms_layout_is_loaded(weights, tmp_path):
@@ -161,7 +280,7 @@ def test_files_that_do_not_say_enough_are_refused(weights, tmp_path):
         pv.load_backbone(NAME, checkpoint=tmp_path / "broken.safetensors")
     with pytest.raises(ConfigError, match="expected none for a bundled backbone"):
         pv.load_backbone("vit_pico", checkpoint=path)
-    with pytest.raises(ConfigError, match="image_size=0; expected at least 1 pixel"):
+    with pytest.raises(ConfigError, match="image_size=0: expected at least 1 pixel"):
         pv.load_backbone(image_size=0)
 
 

@@ -138,6 +138,30 @@ def test_methods_lists_options(capsys):
     assert json.loads(capsys.readouterr().out)["vpt-shallow"]["fixed"] == {"depth": "shallow"}
 
 
+def test_methods_counts_what_each_would_train(capsys):
+    assert main(["methods", "--backbone", "vit_pico", "--classes", "10", "--tasks", "3", "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["vpt-deep"]["trained"] == 6 * 10 * 128 + 129 * 10
+    assert counts["linear"]["ratio"] == pytest.approx(1 + 3 * 1290 / 1_204_608)
+    assert main(["methods", "vpt-deep", "--backbone", "resnet18"]) == 0
+    assert "prompts need tokens" in capsys.readouterr().out
+    assert main(["methods", "--backbone", "vit_picco"]) == 2
+    assert "Did you mean vit_pico" in capsys.readouterr().err
+
+
+def test_two_runs_are_evaluated_as_an_ensemble(finished, capsys):
+    alone, twice = (
+        ["evaluate", str(finished), "--split", "val", "--device", "cpu", "--json", *more]
+        for more in ([], ["--with", str(finished)])
+    )
+    assert main(alone) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert main(twice) == 0
+    together = json.loads(capsys.readouterr().out)
+    assert together["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
+    assert together["top1"] == metrics["top1"]
+
+
 def test_backbones_filters_names(capsys):
     assert main(["backbones", "*dinov2*", "--json"]) == 0
     names = json.loads(capsys.readouterr().out)["backbones"]
@@ -209,11 +233,11 @@ def test_data_that_cannot_be_used(images, tmp_path, capsys, make, code, message)
         (["--train.epoch", "3"], 2, "unknown option --train.epoch"),
         (["--resume"], 2, "--resume with --out"),
         (["--backbone.image_size", "2"], 2, "expected at least one patch"),
-        (["--backbone", "resnet50"], 1, "ResNet is not a supported architecture"),
+        (["--backbone", "mixer_b16_224"], 1, "MlpMixer is not a supported architecture"),
         (["--backbone", "vit_base_patch16_rpn_224.sw_in1k"], 1, "blocks.0 is a ResPostBlock"),
         (["--train.epochs", "0"], 2, "epochs=0: expected at least 1"),
         (["--train.device", "cuda"], 2, "no CUDA device is visible"),
-        (["--backbone", "resnet18", "--backbone.pretrained", "false"], 1, "ResNet is not a supported architecture"),
+        (["--backbone", "mixer_b16_224", "--backbone.pretrained", "false"], 1, "MlpMixer is not a supported"),
         (["--backbone", "vit_base_patch16_224.orig_in21k"], 1, "could not be loaded"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

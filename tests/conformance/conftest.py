@@ -1,13 +1,21 @@
-"""A handful of small backbones, one of each way to read features and to prepare tokens, and every method."""
+"""Small backbones of every family, every kind of ViT readout, and every registered method on those that can have it."""
 
 import pytest
+import timm
 import torch
+from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.swin_transformer import SwinTransformer
 
 import promptvit as pv
+from promptvit.counting import count
+from promptvit.errors import ConfigError
 from promptvit.methods import METHODS
 from promptvit.methods.base import Method
+from promptvit.preprocessing import Preprocessing
 
-BACKBONES = {
+KINDS = {
     "cls": {},
     "registers, avg": {"reg_tokens": 4, "global_pool": "avg", "no_embed_class": True},
     "no cls, map": {"class_token": False, "global_pool": "map"},
@@ -16,18 +24,104 @@ BACKBONES = {
     "pre-norm": {"pre_norm": True},
     "prr": {"global_pool": "prr", "reg_tokens": 1},
 }
+"""One ViT of each way to read features and to prepare tokens."""
 
 
-@pytest.fixture(params=BACKBONES)
-def backbone(request, make_vit):
-    """Each of the small backbones, in float64."""
-    return pv.from_timm(make_vit(**BACKBONES[request.param]))
+def eva():
+    """Rotary positions, a CLS and two register tokens."""
+    size = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 0}
+    return Eva(**size, num_reg_tokens=2, global_pool="token", use_rot_pos_emb=True, qkv_fused=False, init_values=0.1)
+
+
+def swin():
+    """Two stages, shifted windows, three blocks."""
+    size = {"img_size": 16, "patch_size": 2, "embed_dim": 12, "num_classes": 0}
+    return SwinTransformer(**size, depths=(2, 1), num_heads=(2, 4), window_size=2, drop_path_rate=0)
+
+
+def convnext():
+    """Four stages of one block, the last two dilated: the images are small."""
+    return ConvNeXt(depths=(1, 1, 1, 1), dims=(6, 8, 10, 12), num_classes=0, output_stride=8)
+
+
+def resnet():
+    """Four stages of one basic block."""
+    return ResNet(BasicBlock, layers=(1, 1, 1, 1), channels=(6, 8, 10, 12), num_classes=0)
+
+
+FAMILIES = {"eva": eva, "swin": swin, "convnext": convnext, "resnet": resnet}
+FIELDS = {"side": {"weights": "random"}, "pixel-pad": {"length": 2}}
+"""What tests need beside a method's own name: no download, a frame that fits patches of 4."""
+OF_EVERY_KIND = ("vpt-shallow", "vpt-deep", "full")
+"""Methods that meet every kind of ViT; the others meet one ViT and every other family."""
+
+
+def build(name: str) -> Method:
+    """The method of a registered name as the tests use it."""
+    return METHODS[name].build(**FIELDS.get(name, {}))
+
+
+def supported(make, names):
+    """Those of `names` that the backbone can have."""
+    with torch.device("meta"):
+        backbone = pv.from_timm(make())
+    found = []
+    for name in names:
+        try:
+            count(backbone, build(name), 5)
+            found.append(name)
+        except ConfigError:
+            continue
+    return found
+
+
+def kind(name):
+    """A constructor for `supported`."""
+    arguments = dict(KINDS[name])
+    small = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 0}
+    registered = arguments.pop("name", "vit_base_patch16_224")
+    return lambda: timm.create_model(registered, **small | arguments)
+
+
+def pairs():
+    """(backbone, method name) for everything that goes together."""
+    unique = list(dict.fromkeys(METHODS[name].build(**FIELDS.get(name, {})) for name in METHODS))
+    names = [next(name for name in METHODS if build(name) == method) for method in unique]
+    found = [(name, method) for name in KINDS for method in supported(kind(name), OF_EVERY_KIND)]
+    found += [("cls", method) for method in supported(kind("cls"), names) if method not in OF_EVERY_KIND]
+    return found + [(name, method) for name, make in FAMILIES.items() for method in supported(make, names)]
+
+
+PAIRS = pairs()
+
+
+@pytest.fixture(scope="session")
+def make_backbone(make_vit, make_small):
+    """A small float64 backbone by its name in KINDS or FAMILIES, with every tensor away from zero."""
+
+    def make(name: str) -> pv.Backbone:
+        model = make_vit(**KINDS[name]) if name in KINDS else make_small(FAMILIES[name])
+        return pv.from_timm(model, preprocessing=Preprocessing(size=(16, 16)))
+
+    return make
+
+
+@pytest.fixture(params=KINDS)
+def vit(request, make_backbone):
+    """Each kind of ViT."""
+    return make_backbone(request.param)
+
+
+@pytest.fixture(params=[*KINDS, *FAMILIES])
+def any_backbone(request, make_backbone):
+    """Each kind of ViT, and one of each other family."""
+    return make_backbone(request.param)
 
 
 @pytest.fixture
-def plain(make_vit):
+def plain(make_backbone):
     """The plain ViT alone, for what does not depend on the readout."""
-    return pv.from_timm(make_vit())
+    return make_backbone("cls")
 
 
 @pytest.fixture
@@ -36,10 +130,11 @@ def images():
     return torch.randn(3, 3, 16, 16, dtype=torch.float64)
 
 
-@pytest.fixture(params=dict.fromkeys(preset.build() for preset in METHODS.values()), ids=str)
-def method(request):
-    """Each registered method with the fields of its name alone."""
-    return request.param
+@pytest.fixture(params=PAIRS, ids=" on ".join)
+def pair(request, make_backbone):
+    """Every method on every family that can have it, and the main ones on every kind of ViT."""
+    name, method = request.param
+    return make_backbone(name), build(method)
 
 
 @pytest.fixture(scope="session")
@@ -48,15 +143,17 @@ def make_tuned():
 
     def make(backbone: pv.Backbone, method: Method, classes: int = 5) -> pv.TunedModel:
         model = pv.tune(backbone, method, classes).double()
+        theirs = {f"backbone.model.{name}" for name in backbone.weights()}
         with torch.no_grad():
-            for parameter in [*model.delta.parameters(), *model.head.parameters()]:
-                parameter.copy_(torch.randn_like(parameter) * 0.5)
+            for name, parameter in model.named_parameters():
+                if name not in theirs:
+                    parameter.copy_(torch.randn_like(parameter) * 0.5)
         return model
 
     return make
 
 
 @pytest.fixture
-def model(backbone, method, make_tuned):
+def model(pair, make_tuned):
     """Every method on every backbone."""
-    return make_tuned(backbone, method)
+    return make_tuned(*pair)

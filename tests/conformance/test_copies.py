@@ -37,8 +37,8 @@ def test_it_pickles(model, images):
     assert_independent(twin, model, images)
 
 
-def test_two_tasks_on_one_backbone_do_not_share_what_is_trained(backbone, method, images, make_tuned):
-    first, second = make_tuned(backbone, method), make_tuned(backbone, method)
+def test_two_tasks_on_one_backbone_do_not_share_what_is_trained(pair, images, make_tuned):
+    first, second = make_tuned(*pair).eval(), make_tuned(*pair).eval()
     trained = {id(p) for p in first.parameters() if p.requires_grad}
     assert not trained & {id(p) for p in second.parameters()}
     before = second(images)
@@ -49,8 +49,9 @@ def test_two_tasks_on_one_backbone_do_not_share_what_is_trained(backbone, method
     assert torch.equal(second(images), before)
 
 
-def test_saving_and_loading_changes_no_bit(backbone, method, images, tmp_path):
-    backbone = pv.from_timm(backbone.model.float())
+def test_saving_and_loading_changes_no_bit(pair, images, tmp_path):
+    (backbone, method), size = pair, pair[0].preprocessing
+    backbone = pv.from_timm(backbone.model.float(), preprocessing=size)
     model = pv.tune(backbone, method, 5)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.profiler import ProfilerActivity, profile
 
 import promptvit as pv
+from promptvit.methods import METHODS
 
 
 def step(model, images):
@@ -17,30 +19,45 @@ def step(model, images):
     optimizer.step()
 
 
+def trained_names(model):
+    """What is trained, by the names of the whole model: all but the backbone's weights, unless they are named."""
+    fixed = model.method == METHODS["vpt-fixed"].build()
+    parts = {f"{part}.{n}" for part in ("delta", "head")[fixed:] for n, _ in getattr(model, part).named_parameters()}
+    return parts | {f"backbone.model.{name}" for name in model.trained if name in model.backbone.weights()}
+
+
 def test_the_trained_tensors_get_gradients_all_of_them_and_no_others(model, images):
     nn.functional.cross_entropy(model(images), torch.arange(3)).backward()
     with_gradient = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-    expected = {f"{part}.{name}" for part in ("delta", "head") for name, _ in getattr(model, part).named_parameters()}
-    if isinstance(model.method, pv.Full):
-        expected |= {f"backbone.model.{name}" for name in model.backbone.body()}
+    expected = trained_names(model)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == expected
     unread = {name for name in expected if name.endswith("k_norm.bias")}  # shifts all logits of a softmax alike
     assert expected - unread <= with_gradient <= expected
-    assert model.trained_parameters() == sum(t.numel() for t in model.trained_tensors().values())
+    saved = {name for name in model.trained_tensors() if name not in dict(model.named_buffers())}
+    assert {name.replace("backbone.model.", "backbone.") for name in expected} <= saved
 
 
-def test_one_step_changes_the_trained_tensors_alone(model, images):
+def test_one_step_changes_the_trained_tensors_alone(model, images, pair):
+    theirs = {name: p.detach().clone() for name, p in pair[0].model.state_dict().items()}
     before = {name: p.detach().clone() for name, p in model.state_dict().items()}
     step(model, images)
     changed = {name for name, p in model.state_dict().items() if not torch.equal(p, before[name])}
-    assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
+    buffers = {f"backbone.model.{name}" for name in model.trained} | {
+        f"head.{n}" for n, _ in model.head.named_buffers()
+    }
+    assert trained_names(model) <= changed <= trained_names(model) | buffers
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in pair[0].model.state_dict().items())
 
 
 def test_train_mode_leaves_a_frozen_backbone_in_eval_mode(model):
     for mode in (True, False, True):
         model.train(mode)
-        trains = mode and isinstance(model.method, pv.Full)
-        assert {module.training for module in model.backbone.modules()} == {trains}
+        for name, module in model.backbone.model.named_modules():
+            trained = any(f"{name}.{inner}" in model.trained for inner, _ in module.named_parameters(recurse=False))
+            if isinstance(module, BatchNorm) and trained and module.weight.requires_grad:
+                assert module.training == mode
+            elif not any(part in name for part in ("lora",)):
+                assert module.training == (mode and model.method.backbone_trains), name
         assert model.training == model.delta.training == model.head.training == mode
 
 
@@ -68,28 +85,34 @@ def test_dropout_is_drawn_for_every_image(depth, plain, images, make_tuned):
     torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("flag", ["ours", "timm's"])
-def test_gradients_are_equal_under_checkpointing(flag, model, images):
+def test_gradients_are_equal_under_checkpointing(model, images):
     def gradients():
-        logits = model(images)
+        logits = model.eval()(images)  # batch norms would count the batch twice
         trained = [p for p in model.parameters() if p.requires_grad]
-        return logits.detach(), torch.autograd.grad(logits.square().sum(), trained)
+        return logits.detach(), torch.autograd.grad(logits.square().sum(), trained, allow_unused=True)
 
     logits, expected = gradients()
-    if flag == "ours":
-        model.backbone.set_checkpointing(True)
-    else:
-        model.backbone.model.set_grad_checkpointing(True)
+    model.backbone.set_checkpointing(True)
     assert model.backbone.checkpointing
-    calls = []
-    hook = model.backbone.model.blocks[1].norm2.register_forward_hook(lambda *_: calls.append(1))
     again, got = gradients()
-    hook.remove()
-    recomputed = any(p.requires_grad for name, p in model.named_parameters() if not name.startswith("head"))
-    assert len(calls) == (2 if recomputed else 1)
     torch.testing.assert_close(again, logits, rtol=0, atol=0)
     for mine, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [pv.VPT(depth="shallow"), pv.VPT(depth="deep"), pv.Linear()], ids=str)
+@pytest.mark.parametrize("flag", ["ours", "timm's"])
+def test_blocks_are_recomputed_where_something_before_them_is_trained(flag, method, plain, images, make_tuned):
+    model = make_tuned(plain, method)
+    if flag == "ours":
+        plain.set_checkpointing(True)
+    else:
+        plain.model.set_grad_checkpointing(True)
+    assert plain.checkpointing
+    calls = []
+    plain.model.blocks[1].norm2.register_forward_hook(lambda *_: calls.append(1))
+    model(images).sum().backward()
+    assert len(calls) == (1 if isinstance(method, pv.Linear) else 2)
 
 
 def peak_bytes(make_vit, length, *, checkpointing=False, per_image=False):
@@ -120,8 +143,9 @@ def test_checkpointing_saves_memory_with_prompts_too(make_vit):
         assert peak_bytes(make_vit, length, checkpointing=True) < 0.6 * peak_bytes(make_vit, length)
 
 
-def test_bfloat16_autocast_trains(method, images, make_vit):
-    model = pv.tune(pv.from_timm(make_vit().float()), method, 5)
+def test_bfloat16_autocast_trains(pair, images):
+    backbone = pv.from_timm(pair[0].model.float(), preprocessing=pair[0].preprocessing)
+    model = pv.tune(backbone, pair[1], 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = nn.functional.cross_entropy(model(images.float()), torch.arange(3))
     loss.backward()
@@ -134,7 +158,7 @@ def test_bfloat16_autocast_trains(method, images, make_vit):
 
 
 COMPILED = """
-import torch, promptvit as pv
+import sys, torch, promptvit as pv
 from promptvit.methods import METHODS
 from timm.models.vision_transformer import VisionTransformer
 
@@ -142,14 +166,16 @@ def gradients(model, logits):
     return torch.autograd.grad(logits.square().sum(), [p for p in model.parameters() if p.requires_grad])
 
 torch.manual_seed(0)
-methods = list(dict.fromkeys(preset.build() for preset in METHODS.values()))
+fields = {"side": {"weights": "random"}, "pixel-pad": {"length": 2}}
+presets = {name: preset.build(**fields.get(name, {})) for name, preset in METHODS.items()}
+methods = list(dict.fromkeys(presets.values()))
 for readout, method in [*(("token", method) for method in methods), ("avg", pv.VPT()), ("token", pv.VPT(dropout=0.1))]:
     torch.compiler.reset()
-    vit = VisionTransformer(16, 4, embed_dim=24, depth=2, num_heads=2, num_classes=0, global_pool=readout)
+    vit = VisionTransformer(16, 4, embed_dim=24, depth=4, num_heads=2, num_classes=0, global_pool=readout)
     model, images = pv.tune(pv.from_timm(vit), method, 3), torch.randn(3, 3, 16, 16)
     logits = torch.compile(model, fullgraph=True, backend="aot_eager")(images)
     compiled = gradients(model, logits)
-    if not getattr(method, "dropout", 0):
+    if not getattr(method, "dropout", 0) and method.kind != "mlp":  # those draw anew
         torch.testing.assert_close(logits, model(images), rtol=0, atol=1e-5)
         torch.testing.assert_close(compiled, gradients(model, model(images)), rtol=1e-4, atol=1e-4)
 print("done")

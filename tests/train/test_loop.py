@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -13,8 +14,11 @@ import yaml
 import promptvit as pv
 from promptvit.backbones.source import BackboneSource
 from promptvit.data.config import DataConfig
+from promptvit.data.load import load_task
+from promptvit.data.transforms import normalise, prepare
 from promptvit.errors import BrokenImageError, ConfigError, OutputError, TrainingError
 from promptvit.methods import METHODS
+from promptvit.methods.prototypes import class_means
 from promptvit.train.config import RunConfig, TrainConfig
 from promptvit.train.folder import RunFolder
 from promptvit.train.loop import Listener, fit
@@ -22,7 +26,9 @@ from promptvit.train.loop import Listener, fit
 
 def make_config(source, method="vpt-deep", data=None, **settings):
     settings = {"epochs": 2, "batch_size": 16, "device": "cpu", "warmup_epochs": 0.5} | settings
-    fields = {"length": 2} if method.startswith("vpt") else {}
+    fields = {"length": 2} if METHODS[method].method is pv.VPT else {}
+    if method == "side":
+        fields = {"weights": "random"}  # no download
     return RunConfig(
         data=DataConfig(source=str(source), **(data or {})),
         backbone=BackboneSource(name="vit_pico", image_size=16),  # 17 tokens in place of 65
@@ -50,6 +56,29 @@ def test_a_run_leaves_a_whole_folder(digits_folder, tmp_path, method):
     assert cost["trained_parameters"] == tuned.trained_parameters()
     assert cost["trained_percent"] == pytest.approx(100 * tuned.trained_parameters() / tuned.total_parameters())
     assert summary["command"] == "promptvit train"
+
+
+def test_prompts_start_at_the_class_means_of_the_training_images(digits_folder, tmp_path):
+    read = []
+    listener = Listener(read=lambda split, done, total: read.append(split))
+    config = make_config(digits_folder, data={"augment": "crop+flip"}, epochs=1, learning_rate=1e-12)
+    config = dataclasses.replace(config, method={"name": "vpt-deep", "length": 3, "init": "cls-nolastl"})
+    fit(config, tmp_path / "run", listener=listener)
+    model = pv.load(tmp_path / "run" / "delta")
+    task = load_task(config.data)
+    pixels = torch.stack([prepare(image, model.preprocessing) for image in task.train.images])
+    samples = [(normalise(pixels, model.preprocessing), torch.from_numpy(task.train.labels))]
+    expected = class_means(model.backbone, samples, 3)[:-1]
+    torch.testing.assert_close(model.delta.prompts[0].detach().double(), expected, rtol=0, atol=1e-5)
+    assert read.count("train") == len(task.train)  # once, although images are needed before the first epoch
+
+
+def test_a_method_that_the_backbone_cannot_have_is_refused_before_images_are_read(digits_folder, tmp_path):
+    read = []
+    config = dataclasses.replace(make_config(digits_folder), method={"name": "vpt-deep", "blocks": 99})
+    with pytest.raises(ConfigError, match="blocks=99: it has 6"):
+        fit(config, tmp_path / "run", listener=Listener(read=lambda *what: read.append(what)))
+    assert not read
 
 
 def test_the_config_file_gives_the_same_run(digits_folder, tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 import promptvit as pv
 from promptvit.train.config import TrainConfig
-from promptvit.train.optim import make_loss, make_optimizer, parameter_groups, schedule_factor
+from promptvit.train.optim import make_loss, make_optimizer, parameter_groups, schedule_factor, set_learning_rate
 
 
 def factors(config, total=100, warmup=10):
@@ -41,7 +41,7 @@ def test_prompts_weights_and_biases_have_their_own_decay(make_vit):
     model = pv.tune(pv.from_timm(make_vit()), pv.VPT(length=2), 3)
     config = TrainConfig(weight_decay=0.5, delta_weight_decay=0.25)
     decay = {id(p): group["weight_decay"] for group in parameter_groups(model, config) for p in group["params"]}
-    assert decay[id(model.delta.prompts)] == 0.25
+    assert decay[id(model.delta.prompts[0])] == 0.25
     assert decay[id(model.head.weight)] == 0.5
     assert decay[id(model.head.bias)] == 0.0
 
@@ -53,6 +53,17 @@ def test_the_learning_rate_is_the_methods_unless_given(make_vit, name, kind):
     assert isinstance(own, kind)
     assert own.param_groups[0]["lr"] == pv.VPT.learning_rate
     assert make_optimizer(model, TrainConfig(optimizer=name, learning_rate=0.5)).param_groups[0]["lr"] == 0.5
+
+
+def test_backbone_weights_beside_prompts_have_the_rate_that_suits_them(make_vit):
+    model = pv.tune(pv.from_timm(make_vit()), pv.VPT(length=2, weights="all"), 3)
+    optimizer = make_optimizer(model, TrainConfig(learning_rate=0.1))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(model.delta.prompts[0])] == rates[id(model.head.weight)] == 0.1
+    share = pv.Full.learning_rate / pv.VPT.learning_rate
+    assert rates[id(model.backbone.model.blocks[0].mlp.fc1.weight)] == pytest.approx(0.1 * share)
+    set_learning_rate(optimizer, 0.2)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.2, 0.2 * share}
 
 
 def test_balanced_class_weights_count_images():

@@ -1,43 +1,53 @@
-"""Self-attention over a part of the rows, with extra keys and values."""
+"""Self-attention over a part of the rows, with extra keys and values, and with or without rotary positions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers.attention import Attention
+from timm.layers.attention import Attention, AttentionRope
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from promptvit.shapes import HeadPrompts, Tokens
 
+SelfAttention = Attention | EvaAttention | AttentionRope
 QUERY, KEY, VALUE = 0, 1, 2
 
 
 def attend(
-    attention: Attention,
+    attention: SelfAttention,
     x: Tokens,
     rows: int,
     keys: HeadPrompts | None = None,
     values: HeadPrompts | None = None,
     *,
+    rotation: Tensor | None = None,
     recomputed: bool = False,
 ) -> Float[Tensor, "B R D"]:
-    """What timm's `Attention` makes of the first `rows` rows of the normalised tokens `x` [B, N, D].
+    """What timm's attention makes of the first `rows` rows of the tokens `x` [B, N, D].
 
     Queries come from those rows only, keys and values from all N rows and from `keys`, `values`
-    ([H, T, d] or [B, H, T, d]), which join as they are. `recomputed`: activation checkpointing does this again in
-    the backward pass, so nothing is kept here (hooks in here would keep it all the same).
+    ([H, T, d] or [B, H, T, d]), which join as they are. `rotation`: sine and cosine [..., N, H or 1, 2d] for every row
+    of `x`. `recomputed`: activation checkpointing does this again in the backward pass, so nothing is kept here (hooks
+    in here would keep it all the same).
     """
     read = first_rows(x, rows)  # [B, R, D]
-    (q,) = project(attention, read, QUERY)  # [B, R, H, d]
-    q = attention.q_norm(q)
-    if _few_queries(attention, rows):
-        out = _attend_from_few(attention, q, x, keys, values)
+    if isinstance(attention, Attention) and _few_queries(attention, rows):
+        (q,) = project(attention, read, QUERY)  # [B, R, H, d]
+        out = _attend_from_few(attention, attention.q_norm(q), x, keys, values)
     else:
-        out = _attend_from_all(attention, q, x, keys, values, recomputed)
+        parts = (QUERY, KEY, VALUE) if read is x else (QUERY,)  # all in one call if all are of the same rows
+        q, *projected = project(attention, read, *parts)
+        q = rotate(attention, attention.q_norm(q), rotation)
+        k, v = _ready(attention, projected or project(attention, x, KEY, VALUE), rotation)  # [B, N, H, d] each
+        out = _attend_from_all(attention, q, k, v, keys, values, recomputed)
     out = attention.norm(out)  # [B, R, H*d]
     if attention.gate is not None:
         out = out * attention.gate(read).sigmoid()
@@ -49,33 +59,65 @@ def first_rows(x: Tensor, rows: int) -> Tensor:
     return x if rows == x.shape[1] else x[:, :rows]
 
 
-def project(attention: Attention, x: Tensor, *parts: int) -> list[Tensor]:
+def project(attention: SelfAttention, x: Tensor, *parts: int) -> list[Tensor]:
     """Queries, keys or values [..., N, H, d] of `x` [..., N, D], as asked for, before their normalisation.
 
-    A plain linear layer computes only the parts asked for; any other module in its place is called as it is.
+    Grouped keys and values have fewer heads H here. A plain linear layer computes only the parts asked for; any other
+    module in its place is called as it is.
     """
-    layer = attention.qkv
-    width = attention.attn_dim
-    if type(layer) is nn.Linear:
-        slices = [slice(part * width, (part + 1) * width) for part in parts]
-        biases = [None if layer.bias is None else layer.bias[part] for part in slices]
-        projected = [F.linear(x, layer.weight[part], bias) for part, bias in zip(slices, biases, strict=True)]
+    if attention.qkv is None:
+        layers = cast(tuple[nn.Module, ...], (attention.q_proj, attention.k_proj, attention.v_proj))
+        projected = [layers[part](x) for part in parts]
     else:
+        projected = _project_fused(attention, attention.qkv, x, parts)
+    return [y.unflatten(-1, (-1, attention.head_dim)) for y in projected]
+
+
+def _project_fused(attention: SelfAttention, layer: nn.Module, x: Tensor, parts: Sequence[int]) -> list[Tensor]:
+    outside = None  # EVA keeps the biases beside the layer
+    if isinstance(attention, EvaAttention) and attention.q_bias is not None:
+        outside = (attention.q_bias, attention.k_bias, attention.v_bias)
+    if type(layer) is not nn.Linear:
         thirds = layer(x).chunk(3, dim=-1)
-        projected = [thirds[part] for part in parts]
-    return [y.unflatten(-1, (attention.num_heads, attention.head_dim)) for y in projected]
+        return [thirds[part] if outside is None else thirds[part] + outside[part] for part in parts]
+    width = attention.num_heads * attention.head_dim
+    projected = []
+    for part in parts:
+        rows = slice(part * width, (part + 1) * width)
+        bias = None if layer.bias is None else layer.bias[rows]
+        projected.append(F.linear(x, layer.weight[rows], bias if outside is None else outside[part]))
+    return projected
 
 
-def project_keys_values(attention: Attention, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised keys, and values [..., N, H, d] of the normalised rows `x` [..., N, D]."""
-    k, v = project(attention, x, KEY, VALUE)
-    return attention.k_norm(k), v
+def project_keys_values(attention: SelfAttention, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised keys without position, and values [..., N, H, d] of `x` [..., N, D]; H counts query heads."""
+    return _ready(attention, project(attention, x, KEY, VALUE), rotation=None)
+
+
+def _ready(attention: SelfAttention, projected: list[Tensor], rotation: Tensor | None) -> tuple[Tensor, Tensor]:
+    k, v = projected
+    k = rotate(attention, attention.k_norm(k), rotation).type_as(v)
+    groups = attention.num_heads // v.shape[-2]
+    return (k, v) if groups == 1 else (k.repeat_interleave(groups, dim=-2), v.repeat_interleave(groups, dim=-2))
+
+
+def rotate(attention: SelfAttention, x: Tensor, rotation: Tensor | None) -> Tensor:
+    """Queries or keys `x` [B, R, H, d] of the first R rows, turned by their `rotation`."""
+    if rotation is None:
+        return x
+    assert not isinstance(attention, Attention)
+    return apply_rot_embed_cat(x, rotation[..., : x.shape[1], :, :], half=attention.rotate_half)
 
 
 def _attend_from_all(
-    attention: Attention, q: Tensor, x: Tensor, keys: Tensor | None, values: Tensor | None, recomputed: bool
+    attention: SelfAttention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor | None,
+    values: Tensor | None,
+    recomputed: bool,
 ) -> Tensor:
-    k, v = project_keys_values(attention, x)  # [B, N, H, d] each
     if keys is None or values is None:
         return _scaled_dot_product(attention, q, k, v)
     parts = (k, _beside(keys, k)), (v, _beside(values, v))
@@ -118,7 +160,7 @@ def _attend_from_few(attention: Attention, q: Tensor, x: Tensor, keys: Tensor | 
     return out.transpose(1, 2).flatten(2)  # [B, R, H*d]
 
 
-def _scaled_dot_product(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _scaled_dot_product(attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     dropout = attention.attn_drop.p if attention.training else 0.0
     q, k, v = (y.transpose(1, 2) for y in (q, k, v))  # [B, H, ..., d]
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2).flatten(2)  # [B, R, H*d]

@@ -21,7 +21,7 @@ from promptvit.preprocessing import Preprocessing
 from promptvit.shapes import Features, HeadPrompts, Images, Prompts, Tokens
 
 Readout = Literal["own", "image", "prompt", "all"]
-"""What becomes the feature vector: the model's own readout, or the mean of patch rows, of prompt rows, or of both
+"""What becomes the feature vector: the model's own readout, or the mean of patch rows, of prompt rows, or of both,
 after the final norm (VPT, section 4.3; `all` is how MAE and Swin are read there)."""
 BIASES = ("bias", "q_bias", "k_bias", "v_bias")
 POSITION_TABLE = "relative_position_bias_table"
@@ -55,8 +55,8 @@ NOTHING = BlockInput()
 class Positions:
     """Where the rows of an image are, for blocks that want to know.
 
-    `grid`: patches as height and width, at the first block. `rotation`: rotary embedding of the patch rows, for all
-    blocks or one per block.
+    `grid`: patches as height and width, at the first block. `rotation`: rotary embedding of the image rows (the
+    prefix stays as it is), for all blocks or one per block.
     """
 
     grid: tuple[int, int]
@@ -71,7 +71,7 @@ class BackboneInfo:
     attention heads and number of image rows at each block that takes prompts (none in a ConvNet); `head_width`: d;
     `prefix`: rows before the patches (CLS, registers); `cls`: whether there is a CLS token; `patch_size` and `grid`
     (of the first convolution) as height and width; `channels` of the input image; `readout`: how features are
-    pooled; `activation` and `norm`: what weights do not tell of the arithmetic.
+    pooled; `activation`, `norm` and `rotation` (rotary positions): what weights do not tell of the arithmetic.
     """
 
     family: str
@@ -88,6 +88,7 @@ class BackboneInfo:
     readout: str
     activation: str
     norm: str
+    rotation: str = ""
 
     @property
     def depth(self) -> int:
@@ -347,6 +348,7 @@ def fingerprint(tensors: dict[str, Tensor], info: BackboneInfo) -> str:
     if any(tensor.is_meta for tensor in tensors.values()):
         return ""
     kind = (info.family, info.heads, info.prefix, info.patch_size, info.grid, info.readout, info.activation, info.norm)
+    kind += (info.rotation,) if info.rotation else ()
     digest = hashlib.sha256(repr(kind).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

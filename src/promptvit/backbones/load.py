@@ -12,20 +12,34 @@ import timm
 import torch
 from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from promptvit.backbones.base import Backbone
-from promptvit.backbones.source import BackboneSource
+from promptvit.backbones.convnext import ConvNeXtBackbone
+from promptvit.backbones.eva import EvaBackbone
+from promptvit.backbones.moco import FILES as MOCO_V3
+from promptvit.backbones.moco import moco_v3
+from promptvit.backbones.resnet import ResNetBackbone
+from promptvit.backbones.source import BackboneSource, Pool
+from promptvit.backbones.swin import SwinBackbone
+from promptvit.backbones.tuned import with_tuned_weights
 from promptvit.backbones.vit import ViTBackbone
 from promptvit.errors import BackboneError, ConfigError
 from promptvit.preprocessing import Preprocessing
 from promptvit.registry import Registry, unknown
 
-FAMILIES: tuple[type[Backbone], ...] = (ViTBackbone,)
+FAMILIES: tuple[type[Backbone], ...] = (ViTBackbone, EvaBackbone, ConvNeXtBackbone, ResNetBackbone, SwinBackbone)
 """A line per family of backbones."""
+POOLED = ("vit", "eva")
+"""Families that read one row or the mean of all, as one likes."""
 LISTING = "All names: `promptvit backbones`"
 BUNDLED: Registry[Callable[[BackboneSource], Backbone]] = Registry("bundled backbone", LISTING)
+"""Backbones whose weights are in this package."""
+CONVERTED: Registry[Callable[[BackboneSource], Backbone]] = Registry("converted backbone", LISTING)
+"""Backbones that timm does not list, from their authors' files: these need `checkpoint`."""
 
 
 def load_backbone(
@@ -33,6 +47,8 @@ def load_backbone(
     *,
     checkpoint: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
+    pool: Pool | None = None,
+    tuned: str | Path | None = None,
     pretrained: bool = True,
 ) -> Backbone:
     """A pretrained backbone by name; the arguments are the fields of `BackboneSource`.
@@ -40,15 +56,23 @@ def load_backbone(
     Raises UnknownNameError with the nearest names, and BackboneError if the weights cannot be had or the
     architecture is not supported.
     """
-    path = None if checkpoint is None else str(checkpoint)
-    return load_source(BackboneSource(name=name, checkpoint=path, image_size=image_size, pretrained=pretrained))
+    return load_source(
+        BackboneSource(
+            name=name,
+            checkpoint=None if checkpoint is None else str(checkpoint),
+            image_size=image_size,
+            pool=pool,
+            tuned=None if tuned is None else str(tuned),
+            pretrained=pretrained,
+        )
+    )
 
 
 def load_source(source: BackboneSource) -> Backbone:
     """The backbone that `source` describes."""
-    if source.name in BUNDLED:
-        return BUNDLED[source.name](source)
-    return from_timm(_create(_timm_name(source.name), source), source=source)
+    own = {**BUNDLED, **CONVERTED}.get(source.name)
+    backbone = own(source) if own else from_timm(_create(_timm_name(source.name), source), source=source)
+    return backbone if source.tuned is None else with_tuned_weights(backbone, source.tuned)
 
 
 def from_timm(
@@ -78,7 +102,7 @@ def family_of(model: nn.Module) -> type[Backbone]:
 
 
 def backbone_names(*, pretrained: bool = True) -> list[str]:
-    """Names that `load_backbone` takes: the bundled ones, then timm's; `pretrained` keeps those with weights."""
+    """Names that `load_backbone` takes: bundled, converted, then timm's; `pretrained` keeps those with weights."""
     names = [
         name
         for family in FAMILIES
@@ -86,7 +110,7 @@ def backbone_names(*, pretrained: bool = True) -> list[str]:
         for name in timm.list_models(module=driven.__module__.rpartition(".")[2], pretrained=pretrained)
         if not any(fnmatch(name, other) for other in family.not_driven)
     ]
-    return [*sorted(BUNDLED), *names]
+    return [*sorted(BUNDLED), *sorted(CONVERTED), *names]
 
 
 def _create(name: str, source: BackboneSource) -> nn.Module:
@@ -94,9 +118,13 @@ def _create(name: str, source: BackboneSource) -> nn.Module:
     sized = True
     if ":" not in name:  # refuse before anything is downloaded
         with torch.device("meta"):
-            sized = family_of(timm.create_model(name, num_classes=0)).sized
-    if source.image_size is not None and sized:
-        arguments["img_size"] = _pair(source.image_size)
+            skeleton = timm.create_model(name, num_classes=0)
+        sized = family_of(skeleton).sized
+        _check_pool(skeleton, source)
+    if source.size is not None and sized:
+        arguments["img_size"] = source.size
+    if source.pool is not None:
+        arguments |= {"global_pool": source.pool, "pretrained_strict": False}
     if source.checkpoint is not None:
         if not Path(source.checkpoint).is_file():
             raise BackboneError(
@@ -105,9 +133,11 @@ def _create(name: str, source: BackboneSource) -> nn.Module:
                 where="checkpoint",
             )
         npz = Path(source.checkpoint).suffix == ".npz"
-        arguments["pretrained_cfg_overlay"] = {"file": source.checkpoint, "custom_load": npz}
+        overlay = {"file": source.checkpoint, "custom_load": npz}
+        arguments |= {"pretrained_cfg_overlay": overlay, "pretrained_strict": False}
     try:
-        return timm.create_model(name, pretrained=source.pretrained, num_classes=0, **arguments)
+        with _Filled() as filled:
+            model = timm.create_model(name, pretrained=source.pretrained, num_classes=0, **arguments)
     except Exception as error:  # timm, the Hub client and the file formats raise of all kinds here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(
@@ -116,6 +146,53 @@ def _create(name: str, source: BackboneSource) -> nn.Module:
             fix="Check the network or the file; a local copy loads with checkpoint=FILE, "
             "and pretrained=False leaves the weights random",
         ) from error
+    _check_pool(model, source)
+    if source.pretrained and "pretrained_strict" in arguments:
+        _check_whole(model, filled, source)
+    return model
+
+
+def _check_pool(model: nn.Module, source: BackboneSource) -> None:
+    info = family_of(model).describe(model)
+    if source.pool is None:
+        return
+    if info.family not in POOLED or type(model) is VisionTransformerDistilled:
+        raise ConfigError(f"pool={source.pool!r}", expected=f"null for a {type(model).__name__}", where=source.name)
+    if source.pool == "token" and not info.cls:
+        raise ConfigError("pool='token'", expected="avg or null: there is no CLS token", where=source.name)
+
+
+class _Filled(TorchFunctionMode):
+    """Inside, tensors are noted that others are copied into: what a file with weights fills.
+
+    timm says of a file that lacks weights no more than a line in a log, and leaves them random.
+    """
+
+    def __enter__(self) -> _Filled:
+        self.tensors: list[Tensor] = []
+        return super().__enter__()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.copy_:
+            self.tensors.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _check_whole(model: nn.Module, filled: _Filled, source: BackboneSource) -> None:
+    """Raise BackboneError for weights that were not in the file; a norm of pooled patches may start fresh."""
+    known = {id(tensor) for tensor in filled.tensors}
+    missing = [name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in known]
+    missing = [name for name in missing if not (source.pool == "avg" and name.startswith("fc_norm."))]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise BackboneError(
+            f"{source.checkpoint or source.name} has no {', '.join(missing[:3])}{more}",
+            expected=f"all weights of {source.name}" + (f" with pool={source.pool!r}" if source.pool else ""),
+            where="load_backbone",
+            fix="Another architecture's file, or another way to name its tensors, cannot be read",
+        )
 
 
 def _timm_name(name: str) -> str:
@@ -149,7 +226,7 @@ def _preprocessing(model: nn.Module, source: BackboneSource) -> Preprocessing:
     if family_of(model).sized:
         size = cast(VisionTransformer, model).patch_embed.img_size
     else:
-        size = _pair(source.image_size or values["input_size"][1:])
+        size = source.size or values["input_size"][1:]
     return Preprocessing(
         size=cast(tuple[int, int], tuple(size)),
         mean=tuple(values["mean"]),
@@ -159,23 +236,20 @@ def _preprocessing(model: nn.Module, source: BackboneSource) -> Preprocessing:
     )
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
 def vit_pico(source: BackboneSource) -> Backbone:
     """A plain ViT for 32x32 images, 1.2 M parameters, trained on CIFAR-100 (53.7 % top-1); ships with promptvit."""
     model = VisionTransformer(img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4, num_classes=0)
-    if source.checkpoint is not None:
-        raise ConfigError(
-            f"checkpoint={source.checkpoint!r}", expected="none for a bundled backbone", where=source.name
-        )
+    for field in ("checkpoint", "pool"):
+        if getattr(source, field) is not None:
+            raise ConfigError(
+                f"{field}={getattr(source, field)!r}", expected="none for a bundled backbone", where=source.name
+            )
     if source.pretrained:
         weights = load_file(str(files("promptvit.backbones") / "assets" / "vit_pico.safetensors"))
         model.load_state_dict(
             {name: w.float() for name, w in weights.items() if not name.startswith(ViTBackbone.heads)}
         )
-    size = _pair(source.image_size or 32)
+    size = source.size or (32, 32)
     if min(size) < 4:
         raise ConfigError(f"image_size={source.image_size}", expected="at least one patch, 4x4", where=source.name)
     if size != (32, 32):
@@ -184,3 +258,5 @@ def vit_pico(source: BackboneSource) -> Backbone:
 
 
 BUNDLED.register("vit_pico", vit_pico)
+for name in MOCO_V3:
+    CONVERTED.register(name, moco_v3)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from promptvit.errors import ConfigError
+
+Pool = Literal["token", "avg"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,18 +18,34 @@ class BackboneSource:
       folder that holds a timm `config.json` and weights.
     - `checkpoint`: a local safetensors, pth or npz file with the weights for the architecture `name`.
     - `image_size`: input height and width in pixels; null is the checkpoint's own. Position embeddings are resampled.
+    - `pool`: how a ViT or EVA is read: `token` is its CLS row after the final norm, `avg` the mean of its patches
+      before a norm that starts at the identity where the weights have none (MAE); null is the model's own.
+    - `tuned`: a run or delta of this backbone whose method trained weights of it (full, partial, bias): they take the
+      place of the pretrained ones.
     - `pretrained`: False leaves the weights random (tests and benchmarks).
     """
 
     name: str = "vit_pico"
     checkpoint: str | None = None
     image_size: int | tuple[int, int] | None = None
+    pool: Pool | None = None
+    tuned: str | None = None
     pretrained: bool = True
 
     def __post_init__(self) -> None:
-        sizes = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
-        if self.image_size is not None and any(size is None or size < 1 for size in sizes):
-            raise ConfigError(f"image_size={self.image_size}", expected="at least 1 pixel", where="BackboneSource")
+        problems = []
+        if self.size is not None and min(self.size) < 1:
+            problems.append(f"image_size={self.image_size}: expected at least 1 pixel")
+        if self.pool not in (None, *get_args(Pool)):
+            problems.append(f"pool={self.pool!r}: expected token, avg or null")
+        if not self.pretrained and (self.checkpoint or self.tuned):
+            problems.append("pretrained=False: expected neither checkpoint nor tuned, whose weights it would leave out")
+        ConfigError.collect(problems, "BackboneSource")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """`image_size` as height and width."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BackboneSource:

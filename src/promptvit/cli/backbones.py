@@ -18,7 +18,7 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     values = parse(parser, arguments)
 
-    from promptvit.backbones.load import BUNDLED, backbone_names  # after parsing: help needs no torch
+    from promptvit.backbones.load import BUNDLED, CONVERTED, backbone_names  # after parsing: help needs no torch
 
     names = backbone_names(pretrained=not values["all"])
     found = fnmatch.filter(names, values["pattern"])
@@ -28,7 +28,11 @@ def run(arguments: list[str]) -> None:
             f"no backbone matches {values['pattern']!r}", fix=f"Nearest: {', '.join(close)}" if close else ""
         )
     if values["json"]:
-        print(json.dumps({"backbones": found, "bundled": [name for name in found if name in BUNDLED]}))
+        kinds = {"bundled": BUNDLED, "converted": CONVERTED}
+        kinds = {kind: [name for name in found if name in names_of] for kind, names_of in kinds.items()}
+        print(json.dumps({"backbones": found, **kinds}))
         return
+    notes = dict.fromkeys(BUNDLED, "  (bundled: needs no download)")
+    notes |= dict.fromkeys(CONVERTED, "  (needs --backbone.checkpoint with the authors' file)")
     for name in found:
-        print(f"{name}  (bundled: needs no download)" if name in BUNDLED else name)
+        print(f"{name}{notes.get(name, '')}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from promptvit.cli.options import add_fields, expand, flatten, make_parser, option_value, parse
-from promptvit.cli.runs import delta_folder, run_config
+from promptvit.cli.runs import OTHERS, load_runs, run_config
 from promptvit.data.config import DataConfig
 from promptvit.train.config import Device, TrainConfig
 
@@ -18,6 +18,7 @@ def run(arguments: list[str]) -> None:
     expanded = expand(arguments)
     parser = make_parser("evaluate", "Measure a tuned model on the data of its run, or on --data.", "RUN ")
     parser.add_argument("run", metavar="RUN", help="a run's folder, or a delta's")
+    parser.add_argument("--with", nargs="+", default=[], metavar="RUN", help=OTHERS)
     parser.add_argument("--split", type=Literal["val", "test"], default="test", help="which images")
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time")
     parser.add_argument("--device", type=Device, default="auto", help="where to compute")
@@ -30,10 +31,9 @@ def run(arguments: list[str]) -> None:
         values = parse(parser, [*own, *expanded])
     data = DataConfig(**values["data"])
 
-    from promptvit.checkpoint import load  # after parsing: help and wrong usage need no torch
-    from promptvit.train.evaluate import evaluate_task
+    from promptvit.train.evaluate import evaluate_task  # after parsing: help and wrong usage need no torch
 
-    model = load(delta_folder(folder))
+    model = load_runs(values["run"], values["with"])
     config = TrainConfig(batch_size=values["batch_size"], device=values["device"])
     metrics = evaluate_task(model, data, values["split"], config)
     if values["json"]:

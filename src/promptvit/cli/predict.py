@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from promptvit.cli.options import make_parser, parse
-from promptvit.cli.runs import delta_folder
+from promptvit.cli.runs import OTHERS, load_runs
 from promptvit.errors import DataError
 from promptvit.train.config import Device
 
@@ -20,19 +20,19 @@ def run(arguments: list[str]) -> None:
     parser = make_parser("predict", "Classify images with a tuned model.", "RUN IMAGE... ")
     parser.add_argument("run", metavar="RUN", help="a run's folder, or a delta's")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--with", nargs="+", default=[], metavar="RUN", help=OTHERS)
     parser.add_argument("--top", type=int, default=3, help="classes per image")
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time")
     parser.add_argument("--device", type=Device, default="auto", help="where to compute")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     values = parse(parser, arguments)
 
-    from promptvit.checkpoint import load  # after parsing: help and wrong usage need no torch
-    from promptvit.train.config import TrainConfig
+    from promptvit.train.config import TrainConfig  # after parsing: help and wrong usage need no torch
     from promptvit.train.device import make_accelerator
 
     paths = image_files([Path(image) for image in values["images"]])
     device = make_accelerator(TrainConfig(device=values["device"])).device
-    model = load(delta_folder(Path(values["run"]))).to(device)
+    model = load_runs(values["run"], values["with"]).to(device)
     predictions = model.predict(paths, top=values["top"], batch_size=values["batch_size"])
     if values["json"]:
         print(json.dumps(as_json(paths, predictions), ensure_ascii=False))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from promptvit.errors import ConfigError, DeltaError
 from promptvit.train.config import RunConfig
+
+if TYPE_CHECKING:
+    from promptvit.model import Classifier
+
+OTHERS = "other runs of the same task: the probabilities of all are averaged"
+"""Help of `--with`."""
 
 
 def delta_folder(folder: Path) -> Path:
@@ -23,6 +31,15 @@ def delta_folder(folder: Path) -> Path:
         if unfinished
         else "Train one: promptvit train --help",
     )
+
+
+def load_runs(folder: str, others: Sequence[str]) -> Classifier:
+    """The tuned model of a run, or the ensemble of several."""
+    from promptvit.checkpoint import load
+    from promptvit.ensemble import load_ensemble
+
+    folders = [delta_folder(Path(each)) for each in (folder, *others)]
+    return load_ensemble(folders) if others else load(folders[0])
 
 
 def run_config(folder: Path) -> RunConfig:

@@ -1,6 +1,33 @@
 """One file per method: what is trained, and what each block gets beside the tokens."""
 
-from promptvit.methods import full, linear, vpt  # each registers its names
+from promptvit.methods import (
+    adapter,
+    add,
+    bias,
+    cls,
+    full,
+    linear,
+    lora,
+    mlp,
+    partial,
+    pixel,
+    side,
+    vpt,
+)  # each registers its names
 from promptvit.methods.base import METHODS
 
-__all__ = ["METHODS", "full", "linear", "vpt"]
+__all__ = [
+    "METHODS",
+    "adapter",
+    "add",
+    "bias",
+    "cls",
+    "full",
+    "linear",
+    "lora",
+    "mlp",
+    "partial",
+    "pixel",
+    "side",
+    "vpt",
+]

@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
@@ -91,13 +91,33 @@ class Method(ABC):
         return "own"
 
     @property
+    def backbone_share(self) -> float:
+        """The learning rate of backbone weights, in units of that of prompts and head."""
+        return 1.0
+
+    @property
     def backbone_trains(self) -> bool:
         """Whether the backbone is in train mode (dropout, drop path) while training; a frozen one never is."""
         return False
 
+    def training_parts(self, backbone: Backbone) -> Iterable[nn.Module]:
+        """Modules in the prepared `backbone` that are in train mode while training although the rest is not."""
+        return ()
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
         return dataclasses.asdict(self)
+
+
+def unknown_choices(method: Method) -> list[str]:
+    """What is wrong with those fields that take one of a few names."""
+    hints = get_type_hints(type(method))
+    choices = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+    return [
+        f"{name}={getattr(method, name)!r}: expected {', '.join(known[:-1])} or {known[-1]}"
+        for name, known in choices.items()
+        if getattr(method, name) not in known
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from promptvit.data.load import load_split, load_task
 from promptvit.data.loader import make_loader
 from promptvit.data.transforms import normalise
 from promptvit.errors import DataError
-from promptvit.model import TunedModel
+from promptvit.model import Classifier
 from promptvit.shapes import Labels, Logits
 from promptvit.train.config import TrainConfig
 from promptvit.train.device import make_accelerator
@@ -44,7 +44,7 @@ class Metrics:
         return asdict(self)
 
 
-def evaluate_task(model: TunedModel, data: DataConfig, split: Literal["val", "test"], config: TrainConfig) -> Metrics:
+def evaluate_task(model: Classifier, data: DataConfig, split: Literal["val", "test"], config: TrainConfig) -> Metrics:
     """The metrics of `model` on a split of the task in `data`, on the device and in the batches of `config`.
 
     Raises DataError if the classes are not the model's, or if there is no such split.
@@ -66,7 +66,7 @@ def evaluate_task(model: TunedModel, data: DataConfig, split: Literal["val", "te
 
 
 @torch.no_grad()
-def evaluate(model: TunedModel, loader: DataLoader, accelerator: Accelerator) -> Metrics:
+def evaluate(model: Classifier, loader: DataLoader, accelerator: Accelerator) -> Metrics:
     """The metrics of `model` on a prepared `loader`; the model's mode is as before afterwards."""
     was_training = model.training
     folded = model.fold()

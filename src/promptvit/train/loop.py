@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,8 @@ from promptvit.data.task import Split
 from promptvit.data.transforms import augment, normalise
 from promptvit.errors import ConfigError, TrainingError
 from promptvit.methods import METHODS
-from promptvit.methods.base import Method
+from promptvit.methods.base import Method, Samples
 from promptvit.model import tune
-from promptvit.preprocessing import Preprocessing
 from promptvit.train.config import RunConfig
 from promptvit.train.device import make_accelerator
 from promptvit.train.evaluate import Metrics, evaluate
@@ -106,15 +106,19 @@ class Run:
         backbone = load_source(config.backbone)
         backbone.set_checkpointing(settings.checkpointing)
         torch.manual_seed(settings.seed)
-        self.model = tune(backbone, method, self.task.classes, head=settings.head)
         geometry = config.data.geometry or backbone.preprocessing.geometry
-        self.model.preprocessing = dataclasses.replace(backbone.preprocessing, geometry=geometry)
+        self.preprocessing = dataclasses.replace(backbone.preprocessing, geometry=geometry)
         self.images: dict[str, int] = {}
-        train_set = self._dataset("train", self.task.train)
-        self.loader, self.val_loader = self._loader(train_set, True), self._loader(self._dataset("val", self.task.val))
+        samples = self._samples() if method.needs_samples else None
+        if samples is not None:
+            backbone.to(self.accelerator.device)
+        self.model = tune(backbone, method, self.task.classes, head=settings.head, samples=samples)
+        self.model.preprocessing = self.preprocessing
+        self.loader = self._loader(self.train_set, shuffle=True)
+        self.val_loader = self._loader(self._dataset("val", self.task.val))
         # Read here, evaluated at the end: a broken test image is to stop a run before it starts.
         self.test_loader = None if self.task.test is None else self._loader(self._dataset("test", self.task.test))
-        self.loss = make_loss(settings, train_set.labels, len(self.task.classes)).to(self.accelerator.device)
+        self.loss = make_loss(settings, self.train_set.labels, len(self.task.classes)).to(self.accelerator.device)
         self.optimizer = make_optimizer(self.model, settings)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.updates_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
@@ -122,11 +126,25 @@ class Run:
         self.warmup = min(round(settings.warmup_epochs * self.updates_per_epoch), self.updates // 2)
         self.tensorboard = _tensorboard(folder.tensorboard) if settings.tensorboard else None
 
+    @cached_property
+    def train_set(self) -> ImageDataset:
+        """Read when it is first needed: a method that the backbone cannot have is refused before."""
+        return self._dataset("train", self.task.train)
+
+    def _samples(self) -> Samples:
+        """Batches of training images in their own order, without augmentation, and their labels."""
+        settings, workers = self.config.train, self.config.data.workers
+        loader = make_loader(
+            self.train_set, batch_size=settings.batch_size, shuffle=False, seed=settings.seed, workers=workers
+        )
+        for pixels, labels in loader:
+            yield normalise(pixels.to(self.accelerator.device), self.preprocessing), labels
+
     def _dataset(self, name: str, split: Split) -> ImageDataset:
         def progress(done: int) -> None:
             self.listener.read(name, done, len(split))
 
-        dataset = load_split(split, self.model.preprocessing, self.config.data, progress)
+        dataset = load_split(split, self.preprocessing, self.config.data, progress)
         self.skipped += [f"{error.path}: {error.reason}" for error in dataset.skipped]
         self.images[name] = len(dataset)
         return dataset
@@ -194,13 +212,12 @@ class Run:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One batch; returns its loss and its number of right predictions, both still on the device."""
         settings = self.config.train
-        preprocessing: Preprocessing = self.model.preprocessing
         if self.config.data.augment != "none":
-            pixels = augment(pixels, self.config.data.augment, preprocessing, generator)
+            pixels = augment(pixels, self.config.data.augment, self.preprocessing, generator)
         set_learning_rate(self.optimizer, self._rate(epoch, step))
         with self.accelerator.accumulate(self.wrapped):
             with self.accelerator.autocast():
-                logits = self.wrapped(normalise(pixels, preprocessing))
+                logits = self.wrapped(normalise(pixels, self.preprocessing))
             loss = self.loss(logits.float(), labels)
             self.accelerator.backward(loss)
             if settings.clip_norm is not None and self.accelerator.sync_gradients:
@@ -267,7 +284,7 @@ class Run:
                 "test": "evaluated once, after the last epoch",
                 "train_on": self.config.data.train_on,
                 "learning_rate": learning_rate(self.model, self.config.train),
-                "preprocessing": self.model.preprocessing.to_dict(),
+                "preprocessing": self.preprocessing.to_dict(),
             },
             "config": self.config.to_dict(),
             "skipped_images": list(dict.fromkeys(self.skipped)),

@@ -16,20 +16,30 @@ def make_optimizer(model: TunedModel, config: TrainConfig) -> torch.optim.Optimi
     groups = parameter_groups(model, config)
     rate = learning_rate(model, config)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=rate)
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=config.momentum)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=rate)
+    set_learning_rate(optimizer, rate)
+    return optimizer
 
 
 def parameter_groups(model: TunedModel, config: TrainConfig) -> list[dict]:
-    """Trained parameters by their weight decay: the delta's own, weights of backbone and head, biases and norms."""
-    delta = [p for p in model.delta.parameters() if p.requires_grad and p.ndim > 1]
-    weights, others = [], [p for p in model.delta.parameters() if p.requires_grad and p.ndim < 2]
-    for module in (model.backbone.model, model.head):
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                (weights if parameter.ndim > 1 else others).append(parameter)
-    decays = ((delta, config.delta_weight_decay), (weights, config.weight_decay), (others, 0.0))
-    return [{"params": params, "weight_decay": decay} for params, decay in decays if params]
+    """Trained parameters by their weight decay (the delta's own; weights; biases and norms) and by their `share` of
+    the learning rate (backbone; the rest)."""
+    groups = []
+    for module, decay, share in (
+        (model.delta, config.delta_weight_decay, 1.0),
+        (model.head, config.weight_decay, 1.0),
+        (model.backbone.model, config.weight_decay, model.method.backbone_share),
+    ):
+        trained = [p for p in module.parameters() if p.requires_grad]
+        for own_decay, parameters in (
+            (decay, [p for p in trained if p.ndim > 1]),
+            (0.0, [p for p in trained if p.ndim < 2]),
+        ):
+            if parameters:
+                groups.append({"params": parameters, "weight_decay": own_decay, "share": share})
+    return groups
 
 
 def learning_rate(model: TunedModel, config: TrainConfig) -> float:
@@ -50,9 +60,9 @@ def schedule_factor(update: int, total: int, warmup: int, config: TrainConfig) -
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The same rate for all groups."""
+    """`rate`, of which a group has its share."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["share"]
 
 
 def make_loss(config: TrainConfig, labels: torch.Tensor, classes: int) -> nn.CrossEntropyLoss:
