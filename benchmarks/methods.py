@@ -123,6 +123,8 @@ def run(job: tuple[Cell, argparse.Namespace]) -> tuple[Cell, dict[str, Any]]:
     from promptvit.train.loop import fit
 
     cell, options = job
+    if done := read(options, cell):
+        return cell, done
     fields = {"name": cell.method, **FIELDS.get(cell.method, {})}
     rate = METHODS[fields["name"]].method.learning_rate * cell.factor
     config = RunConfig(
