@@ -12,6 +12,7 @@ import promptvit as pv
 from promptvit.backbones.load import BUNDLED, CONVERTED, family_of
 from promptvit.backbones.source import BackboneSource
 from promptvit.errors import BackboneError, ConfigError, DeltaError, UnknownNameError
+from promptvit.methods import METHODS
 from promptvit.preprocessing import Preprocessing
 
 NAME = "test_vit"  # timm's own small one: width 64, 6 blocks, 160x160
@@ -225,14 +226,15 @@ def tuned_delta(folder, method, **fields):
     return model
 
 
-def test_a_fine_tuned_backbone_is_the_start_of_another_task(tmp_path):
-    first = tuned_delta(tmp_path / "run" / "delta", pv.Full())
+@pytest.mark.parametrize("method", ["full", "partial-1", "bias", "cls", "vpt-bias"])
+def test_a_fine_tuned_backbone_is_the_start_of_another_task(method, tmp_path):
+    first = tuned_delta(tmp_path / "run" / "delta", METHODS[method].build())
     backbone = pv.load_backbone(tuned=tmp_path / "run")
     assert_same_tensors(backbone.model, {k: v.detach() for k, v in first.backbone.model.state_dict().items()})
     assert backbone.fingerprint != pv.load_backbone().fingerprint
     assert not any(p.requires_grad for p in backbone.parameters())
     images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(backbone(images), first.eval().features(images))
+    assert torch.equal(backbone(images), first.eval().backbone(images))
     second = pv.tune(backbone, pv.VPT(length=2), 4)
     assert pv.load(second.save(tmp_path / "second"))(images).equal(second.eval()(images))
 

@@ -35,7 +35,10 @@ def test_a_fields_text_is_its_line_in_the_docstring():
     assert field_texts(Config) == {"size": "in pixels, and no more.", "rate": "a share, 50 % say."}
 
 
-@pytest.mark.parametrize("config", [DataConfig, TrainConfig, *{preset.method for preset in METHODS.values()}])
+CONFIGS = [DataConfig, TrainConfig, *dict.fromkeys(preset.method for preset in METHODS.values())]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
 def test_every_field_of_every_config_has_a_text(config):
     assert set(field_texts(config)) == {field.name for field in fields(config)}
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from promptvit.backbones.base import Backbone
 from promptvit.backbones.convnext import ConvNeXtBackbone
 from promptvit.backbones.eva import EvaBackbone
+from promptvit.backbones.filled import Filled
 from promptvit.backbones.moco import FILES as MOCO_V3
 from promptvit.backbones.moco import moco_v3
 from promptvit.backbones.resnet import ResNetBackbone
@@ -135,8 +135,9 @@ def _create(name: str, source: BackboneSource) -> nn.Module:
         npz = Path(source.checkpoint).suffix == ".npz"
         overlay = {"file": source.checkpoint, "custom_load": npz}
         arguments |= {"pretrained_cfg_overlay": overlay, "pretrained_strict": False}
+    filled = Filled()
     try:
-        with _Filled() as filled:
+        with filled:
             model = timm.create_model(name, pretrained=source.pretrained, num_classes=0, **arguments)
     except Exception as error:  # timm, the Hub client and the file formats raise of all kinds here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -148,7 +149,7 @@ def _create(name: str, source: BackboneSource) -> nn.Module:
         ) from error
     _check_pool(model, source)
     if source.pretrained and "pretrained_strict" in arguments:
-        _check_whole(model, filled, source)
+        _check_whole(filled.missing(model), source)
     return model
 
 
@@ -162,28 +163,8 @@ def _check_pool(model: nn.Module, source: BackboneSource) -> None:
         raise ConfigError("pool='token'", expected="avg or null: there is no CLS token", where=source.name)
 
 
-class _Filled(TorchFunctionMode):
-    """Inside, tensors are noted that others are copied into: what a file with weights fills.
-
-    timm says of a file that lacks weights no more than a line in a log, and leaves them random.
-    """
-
-    def __enter__(self) -> _Filled:
-        self.tensors: list[Tensor] = []
-        return super().__enter__()
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is Tensor.copy_:
-            self.tensors.append(args[0])
-        return func(*args, **(kwargs or {}))
-
-
-def _check_whole(model: nn.Module, filled: _Filled, source: BackboneSource) -> None:
+def _check_whole(missing: list[str], source: BackboneSource) -> None:
     """Raise BackboneError for weights that were not in the file; a norm of pooled patches may start fresh."""
-    known = {id(tensor) for tensor in filled.tensors}
-    missing = [name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in known]
     missing = [name for name in missing if not (source.pool == "avg" and name.startswith("fc_norm."))]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

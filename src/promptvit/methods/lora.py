@@ -35,7 +35,7 @@ class LoRA(Method):
     targets: Sequence[str] | None = None
 
     kind: ClassVar[str] = "lora"
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 3e-3
 
     def __post_init__(self) -> None:
         problems = []
