@@ -35,7 +35,7 @@ demo: setup
 	$(OFFLINE) $(RUN)/promptvit demo
 
 test: setup
-	$(OFFLINE) $(RUN)/pytest
+	$(OFFLINE) $(RUN)/pytest --numprocesses auto
 
 check: setup
 	$(RUN)/ruff format --check .
