@@ -7,13 +7,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import promptvit as pv
 from promptvit.backbones.base import NOTHING
 
-VARIANTS = [
-    pv.VPT(length=4, depth="shallow"),
-    pv.VPT(length=4, depth="deep"),
-    pv.VPT(length=1, depth="deep"),
-    pv.VPT(length=3, depth="shallow", project=7),
-    pv.VPT(length=3, depth="deep", project=7),
-]
+VARIANTS = {
+    "shallow": pv.VPT(length=4, depth="shallow"),
+    "deep": pv.VPT(length=4, depth="deep"),
+    "one prompt": pv.VPT(length=1, depth="deep"),
+    "shallow, projected": pv.VPT(length=3, depth="shallow", project=7),
+    "deep, projected": pv.VPT(length=3, depth="deep", project=7),
+}
 
 
 def embedded(vit, images):
@@ -71,7 +71,7 @@ def test_without_prompts_it_is_timms_own_forward(any_backbone, images):
     torch.testing.assert_close(any_backbone(images), any_backbone.model(images), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_the_fast_path_equals_the_literal_loop(vit, variant, images, make_tuned):
     model = make_tuned(vit, variant)
     prompts = torch.stack([given.tokens for given in model.delta(vit, 3) if given.tokens is not None])

@@ -110,8 +110,6 @@ class Backbone(nn.Module, ABC):
     """timm names of these classes, as patterns, that `check` refuses."""
     heads: ClassVar[tuple[str, ...]]
     """How names of the model's own classification head begin."""
-    sized: ClassVar[bool] = True
-    """Whether the architecture is built for one image size."""
 
     def __init__(
         self,
@@ -138,6 +136,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def describe(model: nn.Module) -> BackboneInfo:
         """The sizes of a model that `check` lets pass."""
+
+    @staticmethod
+    @abstractmethod
+    def image_size(model: nn.Module) -> tuple[int, int] | None:
+        """The height and width that a model is built for; None if it takes images of any size."""
 
     @abstractmethod
     def forward(self, images: Images, inputs: Sequence[BlockInput] = (), readout: Readout = "own") -> Features:

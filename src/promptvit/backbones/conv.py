@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC
 from collections.abc import Sequence
-from typing import ClassVar, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from timm.models.convnext import ConvNeXt
 from timm.models.resnet import ResNet
@@ -23,7 +23,11 @@ class ConvBackbone(Backbone, Generic[Model], ABC):
     """A ConvNet: no block takes prompts, and images may have any size."""
 
     model: Model
-    sized: ClassVar[bool] = False
+
+    @staticmethod
+    def image_size(model: nn.Module) -> None:
+        """Any."""
+        return
 
     def forward(self, images: Images, inputs: Sequence[BlockInput] = (), readout: Readout = "own") -> Features:
         """Features [B, D] of `images` [B, channels, height, width]; raises ConfigError for prompts, which have no

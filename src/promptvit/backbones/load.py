@@ -115,11 +115,11 @@ def backbone_names(*, pretrained: bool = True) -> list[str]:
 
 def _create(name: str, source: BackboneSource) -> nn.Module:
     arguments: dict[str, Any] = {}
-    sized = True
+    sized = True  # unless it is known otherwise
     if ":" not in name:  # refuse before anything is downloaded
         with torch.device("meta"):
             skeleton = timm.create_model(name, num_classes=0)
-        sized = family_of(skeleton).sized
+        sized = family_of(skeleton).image_size(skeleton) is not None
         _check_pool(skeleton, source)
     if source.size is not None and sized:
         arguments["img_size"] = source.size
@@ -204,10 +204,7 @@ def _timm_name(name: str) -> str:
 
 def _preprocessing(model: nn.Module, source: BackboneSource) -> Preprocessing:
     values = resolve_model_data_config(model)
-    if family_of(model).sized:
-        size = cast(VisionTransformer, model).patch_embed.img_size
-    else:
-        size = source.size or values["input_size"][1:]
+    size = family_of(model).image_size(model) or source.size or values["input_size"][1:]
     return Preprocessing(
         size=cast(tuple[int, int], tuple(size)),
         mean=tuple(values["mean"]),

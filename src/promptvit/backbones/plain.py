@@ -24,6 +24,11 @@ class PlainBackbone(TokenBackbone, Generic[Model], ABC):
 
     model: Model
 
+    @staticmethod
+    def image_size(model: nn.Module) -> tuple[int, int]:
+        """The patch embedding's."""
+        return cast(tuple[int, int], cast(PatchEmbed, model.patch_embed).img_size)
+
     def embed_patches(self, images: Images) -> Tokens:
         """The patch embedding's own convolution and norm."""
         patch_embed = cast(PatchEmbed, self.model.patch_embed)

@@ -85,6 +85,11 @@ class SwinBackbone(TokenBackbone):
             norm=norm_name(first.norm1),
         )
 
+    @staticmethod
+    def image_size(model: nn.Module) -> tuple[int, int]:
+        """The patch embedding's."""
+        return cast(tuple[int, int], cast(PatchEmbed, model.patch_embed).img_size)
+
     def embed(self, images: Images) -> tuple[Tokens, Positions]:
         """The patches [B, h*w, D] of the first stage."""
         check_images(images, self.model.patch_embed, self.info, dynamic=self.model.dynamic_img_size)
