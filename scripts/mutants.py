@@ -49,9 +49,9 @@ MUTANTS = (
     ),
     Mutant(
         fault="windows of one image meet the prompts of another (Swin)",
-        file="backbones/swin.py",
-        before="project(attention, x[:, image_rows:])",
-        after="project(attention, x[:, image_rows:].roll(1, dims=0))",
+        file="backbones/windows.py",
+        before="project_windows(attention, x[:, image_rows:])",
+        after="project_windows(attention, x[:, image_rows:].roll(1, dims=0))",
     ),
     Mutant(
         fault="stale keys and values: those of the first task are kept for all",

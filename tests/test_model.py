@@ -48,6 +48,16 @@ def test_the_backbone_is_shared_unless_it_is_trained(backbone):
     assert not {id(p) for p in full.parameters()} & {id(p) for p in backbone.parameters()}
 
 
+@pytest.mark.parametrize("method", [pv.Full(), pv.Adapter(), pv.Pixel(location="pad", length=2)], ids=str)
+def test_the_backbone_of_a_task_is_not_tuned_again(method, backbone):
+    model = pv.tune(backbone, method, 2)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    with pytest.raises(ConfigError, match="the backbone of a tuned model; expected a pretrained one"):
+        pv.tune(model.backbone, pv.VPT(), 2)
+    pv.tune(backbone, pv.Bias(), 2)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
+
+
 def test_the_start_depends_on_the_seed_alone(backbone):
     def start(seed):
         torch.manual_seed(seed)

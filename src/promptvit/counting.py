@@ -42,7 +42,7 @@ class Count:
 def outline(source: BackboneSource) -> Backbone:
     """The backbone of `source` without values: nothing is downloaded, and it takes no memory."""
     with torch.device("meta"):
-        return load_source(dataclasses.replace(source, pretrained=False, checkpoint=None))
+        return load_source(dataclasses.replace(source, pretrained=False, checkpoint=None, tuned=None))
 
 
 def count(backbone: Backbone, method: Method, classes: int, tasks: int = 1) -> Count:
@@ -56,7 +56,7 @@ def count(backbone: Backbone, method: Method, classes: int, tasks: int = 1) -> C
         model = assemble(backbone, method, class_names(classes))
     body = sum(weight.numel() for weight in backbone.weights().values())
     trained, head = model.trained_parameters(), sum(p.numel() for p in model.head.parameters())
-    stored = 0 if len(backbone.trainable()) == len(model.trained & set(backbone.weights())) else body
+    stored = 0 if set(backbone.trainable()) <= model.trained else body
     return Count(
         delta=trained - head,
         head=head,

@@ -62,12 +62,19 @@ def tune(
             where="tune",
             fix="tune(..., samples=...) with batches of normalised images and their labels",
         )
-    method.start(model.delta, model.backbone, samples or (), len(model.classes))
+    method.start(model.delta, model.backbone, () if samples is None else samples, len(model.classes))
     return model
 
 
 def assemble(backbone: Backbone, method: Method, classes: tuple[str, ...], head: HeadInit = "paper") -> TunedModel:
     """The same with random values in place of those that come from data or files: to be filled from a delta."""
+    if backbone.of_task:
+        raise ConfigError(
+            "the backbone of a tuned model",
+            expected="a pretrained one",
+            where="tune",
+            fix="Load it anew; load_backbone(..., tuned=FOLDER) starts from the weights that a saved task trained",
+        )
     reason = method.refusal(backbone.info)
     if reason:
         raise ConfigError(
@@ -76,8 +83,9 @@ def assemble(backbone: Backbone, method: Method, classes: tuple[str, ...], head:
             fix="`promptvit methods --backbone NAME` lists what this backbone can have",
         )
     own = method.prepare(backbone)
-    delta = method.build(own)
-    return TunedModel(own, method, delta, method.head(own.info.width, len(classes), head), classes)
+    device = next(iter(own.weights().values())).device
+    delta, linear = method.build(own), method.head(own.info.width, len(classes), head)
+    return TunedModel(own, method, delta.to(device), linear.to(device), classes)
 
 
 def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:

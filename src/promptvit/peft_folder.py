@@ -22,7 +22,7 @@ from promptvit.backbones.base import Backbone
 from promptvit.checkpoint import mismatches
 from promptvit.errors import ConfigError, DeltaError
 from promptvit.files import json_bytes, write_all
-from promptvit.methods.lora import LoRA
+from promptvit.methods.lora import LoRA, require_peft
 from promptvit.model import TunedModel, tune
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -125,9 +125,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise DeltaError(f"{path} lacks {', '.join(sorted(missing))}", expected="an adapter that PEFT wrote")
     if config["peft_type"] != "LORA":
         raise DeltaError(f"{path} is of type {config['peft_type']}", expected="LORA", where="load_peft")
-    from peft import LoraConfig  # slow
-
-    plain = LoraConfig().to_dict()
+    plain = require_peft().LoraConfig().to_dict()
     usual = {name: (None, False, [], {}, value) for name, value in plain.items()} | {"init_lora_weights": STARTS}
     other = {name: value for name, value in config.items() if name not in DONE | HARMLESS}
     problems = [f"{name}={value!r}" for name, value in other.items() if value not in usual.get(name, (None, False))]

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,6 +7,9 @@ import safetensors.torch
 import timm
 import torch
 from timm.models import is_model_in_modules, save_for_hf
+from timm.models.convnext import ConvNeXt
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
 import promptvit as pv
@@ -343,3 +347,29 @@ def test_the_fingerprint_tells_activations_apart():
     ]
     models[1].load_state_dict(models[0].state_dict())
     assert pv.from_timm(models[0]).fingerprint != pv.from_timm(models[1]).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda: ConvNeXt(dims=(4, 4, 4, 4)), lambda: ConvNeXt(dims=(4, 4, 4, 4), output_stride=8)),
+        (lambda: ResNet(BasicBlock, (1, 1, 1, 1)), lambda: ResNet(BasicBlock, (1, 1, 1, 1), output_stride=8)),
+        (lambda: swin(window_size=(2, 3)), lambda: swin(window_size=(3, 2))),
+        (lambda: small_vit(), lambda: small_vit(norm_layer=partial(torch.nn.LayerNorm, eps=1e-3))),
+        (lambda: small_vit(global_pool="avg"), lambda: small_vit(global_pool="avg", pool_include_prefix=True)),
+    ],
+    ids=["dilation", "stride", "window", "epsilon", "pooled rows"],
+)
+def test_the_fingerprint_tells_arithmetic_apart_that_no_tensor_holds(one, other):
+    torch.manual_seed(0)
+    first, second = one(), other()
+    second.load_state_dict(first.state_dict())
+    assert pv.from_timm(first).fingerprint != pv.from_timm(second).fingerprint
+
+
+def swin(**arguments):
+    return SwinTransformer(24, 2, embed_dim=8, depths=(2,), num_heads=(2,), **arguments)
+
+
+def small_vit(**arguments):
+    return VisionTransformer(16, 8, embed_dim=8, depth=1, num_heads=2, **arguments)

@@ -10,7 +10,7 @@ from torch import nn
 import promptvit as pv
 from promptvit.backbones.base import NOTHING
 from promptvit.backbones.load import backbone_names, from_timm
-from promptvit.backbones.swin import attend
+from promptvit.backbones.windows import attend_in_windows
 from promptvit.errors import BackboneError, ConfigError
 
 NAMES = sorted(timm.list_models(module="swin_transformer"))
@@ -242,7 +242,9 @@ def test_pairs_with_a_prompt_have_no_position_bias_and_no_mask(make):
     attention.relative_position_bias_table.fill_(0.7)
     values = torch.ones(2, given, 4, dtype=torch.float64)
     rows = torch.randn(1, 64 + length, 8, dtype=torch.float64)
-    share = attend(block, rows, 64 + length, (8, 8), pv.BlockInput(keys=torch.zeros_like(values), values=values))
+    share = attend_in_windows(
+        block, rows, 64 + length, (8, 8), pv.BlockInput(keys=torch.zeros_like(values), values=values)
+    )
     position = torch.tensor([1 if i in (0, 7) else 2 for i in range(8)])  # how far the window of each row reaches
     seen = (position[:, None] * position).flatten() * torch.tensor(0.7, dtype=torch.float64).exp()
     expected = torch.cat(

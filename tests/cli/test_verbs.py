@@ -145,6 +145,13 @@ def test_methods_counts_what_each_would_train(capsys):
     assert counts["linear"]["ratio"] == pytest.approx(1 + 3 * 1290 / 1_204_608)
     assert main(["methods", "vpt-deep", "--backbone", "resnet18"]) == 0
     assert "prompts need tokens" in capsys.readouterr().out
+    for wrong in (
+        ["--backbone", "vit_pico", "--classes", "1"],
+        ["--classes", "7"],
+        ["--backbone", "vit_pico", "--tasks", "0"],
+    ):
+        assert main(["methods", *wrong]) == 2
+    capsys.readouterr()
     assert main(["methods", "--backbone", "vit_picco"]) == 2
     assert "Did you mean vit_pico" in capsys.readouterr().err
 

@@ -98,7 +98,8 @@ def test_one_row_fits_every_image_size_and_own_rows_one(make_vit):
     assert pv.tune(backbone, Add(rows="one"), 3)(images).shape == (2, 3)
     with pytest.raises(ConfigError, match="17 rows to add; expected one per image row, 25"):
         pv.tune(backbone, Add(), 3)(images)
-    assert pv.tune(backbone.resized((24, 16)), Add(), 3)(images).shape == (2, 3)
+    own = pv.from_timm(make_vit(img_size=(24, 16)).float())
+    assert pv.tune(own, Add(), 3)(images).shape == (2, 3)
 
 
 @pytest.mark.parametrize(("field", "value"), [("depth", "shallow"), ("rows", "one")])

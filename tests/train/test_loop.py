@@ -16,7 +16,7 @@ from promptvit.backbones.source import BackboneSource
 from promptvit.data.config import DataConfig
 from promptvit.data.load import load_task
 from promptvit.data.transforms import normalise, prepare
-from promptvit.errors import BrokenImageError, ConfigError, OutputError, TrainingError
+from promptvit.errors import BrokenImageError, ConfigError, DeltaError, OutputError, TrainingError
 from promptvit.methods import METHODS
 from promptvit.methods.prototypes import class_means
 from promptvit.train.config import RunConfig, TrainConfig
@@ -134,6 +134,41 @@ def test_a_run_killed_in_mid_epoch_goes_on_with_the_same_numbers(digits_folder, 
         for path in (tmp_path / "whole" / "metrics.jsonl", tmp_path / "killed" / "metrics.jsonl")
     ]
     assert rows[0] == rows[1]
+
+
+def test_a_run_goes_on_with_the_weights_it_was_begun_on_alone(digits_folder, tmp_path):
+    config = dataclasses.replace(
+        make_config(digits_folder, "linear", epochs=3),
+        backbone=BackboneSource(name="vit_pico", image_size=16, pretrained=False),
+    )
+
+    class StopError(Exception):
+        pass
+
+    def stop(row):
+        raise StopError
+
+    with pytest.raises(StopError):
+        fit(config, tmp_path / "run", listener=Listener(epoch=stop))
+    torch.manual_seed(1234)  # other random weights
+    with pytest.raises(DeltaError, match="was begun on other weights of vit_pico"):
+        fit(config, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("full", {"checkpointing": True}, "norms would count each batch twice"),
+        ("partial-1", {"batch_size": 59}, "the last of 60 training images is alone in a batch"),
+        ("pixel-below", {"batch_size": 1}, "one image has no statistics"),
+    ],
+)
+def test_batch_norms_that_are_trained_need_two_images_and_one_pass(method, settings, message, digits_folder, tmp_path):
+    config = make_config(digits_folder, method, **settings)
+    config = dataclasses.replace(config, backbone=BackboneSource(name="resnet10t", pretrained=False, image_size=32))
+    with pytest.raises(ConfigError, match=message):
+        fit(config, tmp_path / "run")
+    assert fit(make_config(digits_folder, "adapter", checkpointing=True, epochs=1), tmp_path / "other")["result"]
 
 
 def test_a_finished_run_is_only_read(digits_folder, tmp_path):

@@ -47,6 +47,12 @@ class BlockInput:
         if (self.keys is None) != (self.values is None):
             raise ConfigError("keys without values or values without keys", expected="both", where="BlockInput")
 
+    def behind(self, keys: HeadPrompts, values: HeadPrompts) -> BlockInput:
+        """Keys and values alone: the given ones, and behind them its own."""
+        if self.keys is None or self.values is None:
+            return BlockInput(keys=keys, values=values)
+        return BlockInput(keys=join(keys, self.keys), values=join(values, self.values))
+
 
 NOTHING = BlockInput()
 
@@ -71,7 +77,7 @@ class BackboneInfo:
     attention heads and number of image rows at each block that takes prompts (none in a ConvNet); `head_width`: d;
     `prefix`: rows before the patches (CLS, registers); `cls`: whether there is a CLS token; `patch_size` and `grid`
     (of the first convolution) as height and width; `channels` of the input image; `readout`: how features are
-    pooled; `activation`, `norm` and `rotation` (rotary positions): what weights do not tell of the arithmetic.
+    pooled; `activation`, `norm` and `details`: what weights do not tell of the arithmetic.
     """
 
     family: str
@@ -88,7 +94,7 @@ class BackboneInfo:
     readout: str
     activation: str
     norm: str
-    rotation: str = ""
+    details: str = ""
 
     @property
     def depth(self) -> int:
@@ -124,7 +130,9 @@ class Backbone(nn.Module, ABC):
         self.preprocessing = preprocessing
         self.source = source
         self.fixed = frozenset(fixed)
-        self.fingerprint = fingerprint(self.body(), self.info)
+        self.of_task = False
+        """Whether this is the backbone of one tuned model, and no longer the pretrained one."""
+        self.fingerprint = fingerprint(self)
         self.eval()
 
     @staticmethod
@@ -205,11 +213,16 @@ class Backbone(nn.Module, ABC):
         return [name for name in self.trainable() if name.rpartition(".")[2] in wanted]
 
     def own(self, trained: Collection[str] = ()) -> Backbone:
-        """A copy with parameters `trained` of its own, which get gradients, and with all other parameters shared."""
+        """A copy for one task, with parameters `trained` of its own, which get gradients, and all others shared.
+
+        Two that share tensors move together: bring a backbone to its device and type before it is tuned.
+        """
         shared = {id(p): p for name, p in self.model.named_parameters() if name not in trained}
         twin = copy.deepcopy(self, shared)
+        twin.of_task = True
         for name, parameter in twin.model.named_parameters():
-            parameter.requires_grad_(name in trained)
+            if name in trained:
+                parameter.requires_grad_(True)
         return twin
 
 
@@ -345,16 +358,33 @@ def _add(x: Tensor, added: Tensor, image_rows: int) -> Tensor:
     return torch.cat([x[:, :image_rows] + added, x[:, image_rows:]], dim=1)
 
 
-def fingerprint(tensors: dict[str, Tensor], info: BackboneInfo) -> str:
+def fingerprint(backbone: Backbone) -> str:
     """SHA-256 over what the arithmetic depends on and every tensor's name, type, shape and bytes: two backbones are one
     if it agrees. Empty for tensors without values (on torch's meta device)."""
+    info, tensors = backbone.info, backbone.body()
     if any(tensor.is_meta for tensor in tensors.values()):
         return ""
     kind = (info.family, info.heads, info.prefix, info.patch_size, info.grid, info.readout, info.activation, info.norm)
-    kind += (info.rotation,) if info.rotation else ()
-    digest = hashlib.sha256(repr(kind).encode())
+    digest = hashlib.sha256(repr((*kind, info.details, arithmetic(backbone.model, backbone.heads))).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def arithmetic(model: nn.Module, heads: tuple[str, ...]) -> list[tuple[object, ...]]:
+    """What modules compute with beside their tensors: strides, dilations, the epsilons of norms, kinds of pooling."""
+    numbers: list[tuple[object, ...]] = []
+    for name, module in model.named_modules():
+        if f"{name}.".startswith(heads):
+            continue
+        if isinstance(module, nn.Conv2d):
+            numbers.append((name, module.stride, module.padding, module.dilation, module.groups))
+        elif "Pool" in type(module).__name__:
+            numbers.append(
+                (name, type(module).__name__, *(vars(module).get(size) for size in ("kernel_size", "stride")))
+            )
+        elif "eps" in vars(module):
+            numbers.append((name, module.eps))
+    return numbers

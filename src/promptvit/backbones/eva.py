@@ -16,7 +16,10 @@ from promptvit.backbones.base import BackboneInfo, BlockInput, Positions
 from promptvit.backbones.plain import PlainBackbone, check_images, check_parts, norm_name, sizes
 from promptvit.shapes import Images, Tokens
 
-ROTARY = ("temperature", "grid_indexing", "grid_offset", "grid_type", "ref_feat_shape", "mrope_section", "rotate_half")
+ROTARY = (
+    *("temperature", "grid_indexing", "grid_offset", "grid_type", "ref_feat_shape", "mrope_section", "rotate_half"),
+    *("in_pixels", "linear_bands", "max_res", "min_period", "max_period", "normalize_coords"),
+)
 
 
 class EvaBackbone(PlainBackbone[Eva]):
@@ -37,7 +40,7 @@ class EvaBackbone(PlainBackbone[Eva]):
         assert isinstance(model, Eva)
         block = cast(EvaBlock | EvaBlockPostNorm, model.blocks[0])
         norm = norm_name(block.norm1) + (" after" if isinstance(block, EvaBlockPostNorm) else "")
-        return sizes(model, family="eva", norm=norm, rotation=rotation_name(model.rope))
+        return sizes(model, family="eva", norm=norm, details=rotation_name(model.rope))
 
     def embed(self, images: Images) -> tuple[Tokens, Positions]:
         """Patches, prefix tokens and learned positions [B, N, D], as they enter the first block."""

@@ -114,14 +114,11 @@ def backbone_names(*, pretrained: bool = True) -> list[str]:
 
 
 def _create(name: str, source: BackboneSource) -> nn.Module:
+    with torch.device("meta"):  # refuse before any weights are downloaded
+        skeleton = _build(name, source, pretrained=False)
+    _check_pool(skeleton, source)
     arguments: dict[str, Any] = {}
-    sized = True  # unless it is known otherwise
-    if ":" not in name:  # refuse before anything is downloaded
-        with torch.device("meta"):
-            skeleton = timm.create_model(name, num_classes=0)
-        sized = family_of(skeleton).image_size(skeleton) is not None
-        _check_pool(skeleton, source)
-    if source.size is not None and sized:
+    if source.size is not None and family_of(skeleton).image_size(skeleton) is not None:
         arguments["img_size"] = source.size
     if source.pool is not None:
         arguments |= {"global_pool": source.pool, "pretrained_strict": False}
@@ -136,9 +133,18 @@ def _create(name: str, source: BackboneSource) -> nn.Module:
         overlay = {"file": source.checkpoint, "custom_load": npz}
         arguments |= {"pretrained_cfg_overlay": overlay, "pretrained_strict": False}
     filled = Filled()
+    with filled:
+        model = _build(name, source, pretrained=source.pretrained, **arguments)
+    _check_pool(model, source)
+    if source.pretrained and "pretrained_strict" in arguments:
+        _check_whole(filled.missing(model), source)
+    return model
+
+
+def _build(name: str, source: BackboneSource, **arguments: Any) -> nn.Module:
+    """timm's model without a head; raises BackboneError for all that can go wrong in there."""
     try:
-        with filled:
-            model = timm.create_model(name, pretrained=source.pretrained, num_classes=0, **arguments)
+        return timm.create_model(name, num_classes=0, **arguments)
     except Exception as error:  # timm, the Hub client and the file formats raise of all kinds here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(
@@ -147,10 +153,6 @@ def _create(name: str, source: BackboneSource) -> nn.Module:
             fix="Check the network or the file; a local copy loads with checkpoint=FILE, "
             "and pretrained=False leaves the weights random",
         ) from error
-    _check_pool(model, source)
-    if source.pretrained and "pretrained_strict" in arguments:
-        _check_whole(filled.missing(model), source)
-    return model
 
 
 def _check_pool(model: nn.Module, source: BackboneSource) -> None:

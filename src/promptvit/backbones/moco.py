@@ -117,10 +117,19 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # command lines, as some files keep theirs
             content = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = content["state_dict"]
+        tensors = dict(content["state_dict"])
     except FileNotFoundError:
         raise BackboneError(f"{path} is not a file", expected="a checkpoint of MoCo-v3", where="checkpoint") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, IndexError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+    ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(f"{path} cannot be read: {reason}", expected="a torch file with a state_dict") from error
     return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from promptvit.backbones.attention import SelfAttention, project_keys_values
-from promptvit.backbones.base import Backbone, BackboneInfo, BlockInput, TokenBackbone, join
+from promptvit.backbones.base import Backbone, BackboneInfo, BlockInput, TokenBackbone
 from promptvit.errors import BackboneError, ConfigError
 from promptvit.shapes import Features, Images, Tokens
 
@@ -44,10 +44,7 @@ class PlainBackbone(TokenBackbone, Generic[Model], ABC):
             return given
         attention = cast(SelfAttention, self.model.blocks[index].attn)
         k, v = project_keys_values(attention, self.before_attention(index, given.tokens))
-        k, v = k.transpose(-2, -3), v.transpose(-2, -3)  # [H, P, d] or [B, H, P, d]
-        if given.keys is not None and given.values is not None:
-            k, v = join(k, given.keys), join(v, given.values)
-        return BlockInput(keys=k, values=v)
+        return given.behind(k.transpose(-2, -3), v.transpose(-2, -3))  # [H, P, d] or [B, H, P, d] each
 
     def final_norm(self, x: Tokens) -> Tokens:
         """`norm`: the identity where the model pools first (MAE)."""
@@ -96,7 +93,7 @@ class PlainBackbone(TokenBackbone, Generic[Model], ABC):
         self.model.set_grad_checkpointing(enabled)
 
 
-def sizes(model: VisionTransformer | Eva, *, family: str, norm: str, rotation: str = "") -> BackboneInfo:
+def sizes(model: VisionTransformer | Eva, *, family: str, norm: str, details: str) -> BackboneInfo:
     """The sizes of a plain transformer, from the modules themselves."""
     attention = cast(SelfAttention, model.blocks[0].attn)
     patch_embed = cast(PatchEmbed, model.patch_embed)
@@ -116,7 +113,7 @@ def sizes(model: VisionTransformer | Eva, *, family: str, norm: str, rotation: s
         readout=model.global_pool,
         activation=type(cast(nn.Module, model.blocks[0].mlp).act).__name__,
         norm=norm,
-        rotation=rotation,
+        details=details,
     )
 
 

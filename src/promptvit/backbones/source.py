@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from promptvit.errors import ConfigError
@@ -41,6 +42,10 @@ class BackboneSource:
         if not self.pretrained and (self.checkpoint or self.tuned):
             problems.append("pretrained=False: expected neither checkpoint nor tuned, whose weights it would leave out")
         ConfigError.collect(problems, "BackboneSource")
+        for name in ("checkpoint", "tuned"):  # a delta names them, and is loaded from anywhere
+            path = getattr(self, name)
+            if path is not None:
+                object.__setattr__(self, name, str(Path(path).expanduser().absolute()))
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -21,7 +21,7 @@ class ViTBackbone(PlainBackbone[VisionTransformer]):
 
     drives: ClassVar[tuple[type[nn.Module], ...]] = (VisionTransformer, VisionTransformerDistilled)
     not_driven: ClassVar[tuple[str, ...]] = (
-        *("*_rpn_*", "*_??x?_*", "*_xp_*", "*dwee*", "*pwee*", "*dlittle*", "*dpwee*"),  # other blocks or attention
+        *("*_rpn_*", "*_??x2_*", "*_xp_*", "*dwee*", "*pwee*", "*dlittle*"),  # other blocks or attention
     )
     heads: ClassVar[tuple[str, ...]] = ("head.", "head_dist.")
 
@@ -35,7 +35,8 @@ class ViTBackbone(PlainBackbone[VisionTransformer]):
     def describe(model: nn.Module) -> BackboneInfo:
         """From the modules themselves."""
         assert isinstance(model, VisionTransformer)
-        return sizes(model, family="vit", norm=norm_name(cast(Block, model.blocks[0]).norm1))
+        details = "prefix pooled" if model.pool_include_prefix else ""
+        return sizes(model, family="vit", norm=norm_name(cast(Block, model.blocks[0]).norm1), details=details)
 
     def embed(self, images: Images) -> tuple[Tokens, Positions]:
         """Patches, prefix tokens and positions [B, N, D], as they enter the first block."""

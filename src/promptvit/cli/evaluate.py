@@ -18,7 +18,7 @@ def run(arguments: list[str]) -> None:
     expanded = expand(arguments)
     parser = make_parser("evaluate", "Measure a tuned model on the data of its run, or on --data.", "RUN ")
     parser.add_argument("run", metavar="RUN", help="a run's folder, or a delta's")
-    parser.add_argument("--with", nargs="+", default=[], metavar="RUN", help=OTHERS)
+    parser.add_argument("--with", action="append", default=[], metavar="RUN", help=OTHERS)
     parser.add_argument("--split", type=Literal["val", "test"], default="test", help="which images")
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time")
     parser.add_argument("--device", type=Device, default="auto", help="where to compute")

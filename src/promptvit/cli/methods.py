@@ -28,6 +28,13 @@ def run(arguments: list[str]) -> None:
     add_fields(parser, "backbone", BackboneSource)
     values = parse(parser, expanded)
     counting = option_value(expanded, "--backbone.name") is not None
+    alone = [name for name in ("--classes", "--tasks") if option_value(expanded, name) is not None]
+    if alone and not counting:
+        raise ConfigError(f"{' and '.join(alone)} without --backbone", expected="a backbone to count on")
+    if values["classes"] < 2 or values["tasks"] < 1:
+        raise ConfigError(
+            f"--classes {values['classes']} --tasks {values['tasks']}", expected="at least 2 classes and 1 task"
+        )
 
     from promptvit.methods import METHODS  # after parsing: help needs no torch
 
@@ -47,6 +54,7 @@ def listing(listed: dict[str, dict[str, Any]], *, options: bool) -> str:
     lines = []
     for name, method in listed.items():
         lines.append(f"{name:<{width}}  {method['summary']}")
+        lines += ["", method["about"], ""] if options else []
         for option in method["options"] if options else ():
             lines.append(f"  --method.{option['name']:<10} {option['help']} (default: {option['default']})")
     if not options:
@@ -59,7 +67,7 @@ def describe(preset: Preset) -> dict[str, Any]:
     texts = field_texts(preset.method)
     return {
         "summary": preset.summary,
-        "about": (inspect.getdoc(preset.method) or "").splitlines()[0],
+        "about": (inspect.getdoc(preset.method) or "").partition("\n\n- ")[0],
         "fixed": preset.fields,
         "options": [
             {"name": field.name, "default": field.default, "help": texts.get(field.name, "")}

@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> None:
     parser = make_parser("predict", "Classify images with a tuned model.", "RUN IMAGE... ")
     parser.add_argument("run", metavar="RUN", help="a run's folder, or a delta's")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--with", nargs="+", default=[], metavar="RUN", help=OTHERS)
+    parser.add_argument("--with", action="append", default=[], metavar="RUN", help=OTHERS)
     parser.add_argument("--top", type=int, default=3, help="classes per image")
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time")
     parser.add_argument("--device", type=Device, default="auto", help="where to compute")

@@ -14,7 +14,7 @@ from promptvit.train.config import RunConfig
 if TYPE_CHECKING:
     from promptvit.model import Classifier
 
-OTHERS = "other runs of the same task: the probabilities of all are averaged"
+OTHERS = "another run of the same task, once for each: the probabilities of all are averaged"
 """Help of `--with`."""
 
 

@@ -19,9 +19,9 @@ class Full(Method):
     and a dropout of 0.1 with the supervised ViT; neither with MoCo-v3.
 
     - `drop_path`: share of images for which the last block's branches are left out, rising linearly from 0 at the
-      first; null leaves the model as timm builds it (0.1 for Swin).
-    - `dropout`: after the embedding and twice in each MLP of a transformer, none in the attention; null leaves the
-      model as timm builds it.
+      first; null leaves the model as timm builds it (0.1 for Swin). A ResNet has none.
+    - `dropout`: after the embedding (where timm has one there) and twice in each MLP of a transformer, none in the
+      attention; null leaves the model as timm builds it.
     """
 
     drop_path: float | None = None

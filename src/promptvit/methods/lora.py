@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import ClassVar
 
 from torch import nn
@@ -22,7 +24,7 @@ class LoRA(Method):
 
     Needs PEFT (extra `lora`). Its words: r, lora_alpha, lora_dropout, target_modules.
 
-    - `rank`: of the update.
+    - `rank`: of the update, r.
     - `alpha`: the update is scaled by alpha / rank.
     - `dropout`: on what the update sees, in training.
     - `targets`: linear layers, each by the end of its timm name (`proj`, `mlp.fc1`, `blocks.0.attn.qkv`); null is the
@@ -63,18 +65,15 @@ class LoRA(Method):
         Raises ConfigError without PEFT, or for a target that the backbone lacks or does not call.
         """
         layers = self.layers(backbone)
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError:
-            raise ConfigError("LoRA needs PEFT", where="LoRA", fix="pip install 'promptvit[lora]'") from None
+        peft = require_peft()
         own = backbone.own()
-        config = LoraConfig(
+        config = peft.LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType]  # only ever divided by r
+            lora_alpha=self.alpha,  # only ever divided by r
             lora_dropout=self.dropout,
             target_modules=layers,
         )
-        inject_adapter_in_model(config, own.model)
+        peft.inject_adapter_in_model(config, own.model)
         return own
 
     def training_parts(self, backbone: Backbone) -> Iterable[nn.Module]:
@@ -102,6 +101,14 @@ class LoRA(Method):
                 where="LoRA",
             )
         return layers
+
+
+def require_peft() -> ModuleType:
+    """The package, which is slow to import; raises ConfigError if it is not installed."""
+    try:
+        return import_module("peft")
+    except ImportError:
+        raise ConfigError("LoRA needs PEFT", where="LoRA", fix="pip install 'promptvit[lora]'") from None
 
 
 def _ends(name: str, end: str) -> bool:

@@ -103,6 +103,8 @@ class VPT(Method):
             "fixed with project: there is nothing to learn a projection for": self.fixed and projected,
             f"init={self.init} with project: class means have full width": from_classes and projected,
             f"init={self.init} with blocks: class means are for all blocks": from_classes and some,
+            f"init={self.init} with weights=cls-reinit: class means are those of the pretrained CLS token": from_classes
+            and self.weights == "cls-reinit",
             f"init={self.init} with shared: each block starts from its own class means": sets_differ and self.shared,
         }
         return [reason for reason, holds in meaningless.items() if holds]
@@ -114,8 +116,11 @@ class VPT(Method):
         problems = []
         if self.blocks is not None and self.blocks > info.depth:
             problems.append(f"blocks={self.blocks}: it has {info.depth}")
-        if len(set(info.widths)) > 1 and (self.shared or self.project is not None):
-            problems.append("shared and project: its blocks differ in width")
+        if len(set(info.widths)) > 1:
+            same = {"shared": self.shared, f"project={self.project}": self.project is not None}
+            problems += [f"{field}: its blocks differ in width" for field, given in same.items() if given]
+        if info.readout == "map" and self.pooling != "own" and self.weights in ("bias", "all"):
+            problems.append(f"weights={self.weights} with pooling={self.pooling}: its attention pooling is not read")
         if self.needs_samples and not info.cls:
             problems.append(f"init={self.init}: there is no CLS token")
         reason = WEIGHTS[self.weights].refusal(info)

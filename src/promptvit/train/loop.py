@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast
 from torch.utils.data import DataLoader
 
 from promptvit.backbones.load import load_source
@@ -25,7 +26,7 @@ from promptvit.data.load import load_split, load_task
 from promptvit.data.loader import make_loader
 from promptvit.data.task import Split
 from promptvit.data.transforms import augment, normalise
-from promptvit.errors import ConfigError, TrainingError
+from promptvit.errors import ConfigError, DeltaError, TrainingError
 from promptvit.methods import METHODS
 from promptvit.methods.base import Method, Samples
 from promptvit.model import tune
@@ -114,6 +115,8 @@ class Run:
             backbone.to(self.accelerator.device)
         self.model = tune(backbone, method, self.task.classes, head=settings.head, samples=samples)
         self.model.preprocessing = self.preprocessing
+        self.backbone_parameters = sum(weight.numel() for weight in backbone.weights().values())
+        self._check_batch_norms()
         self.loader = self._loader(self.train_set, shuffle=True)
         self.val_loader = self._loader(self._dataset("val", self.task.val))
         # Read here, evaluated at the end: a broken test image is to stop a run before it starts.
@@ -140,6 +143,18 @@ class Run:
         for pixels, labels in loader:
             yield normalise(pixels.to(self.accelerator.device), self.preprocessing), labels
 
+    def _check_batch_norms(self) -> None:
+        """Raise ConfigError for settings that batch norms cannot have if they are trained."""
+        settings = self.config.train
+        if not self.model.trained - self.model.backbone.weights().keys():
+            return
+        problems = {
+            "checkpointing=True: blocks run twice, and norms would count each batch twice": settings.checkpointing,
+            f"batch_size={settings.batch_size}: the last of {len(self.train_set)} training images is alone in a batch, "
+            "and one image has no statistics": len(self.train_set) % settings.batch_size == 1 % settings.batch_size,
+        }
+        ConfigError.collect([reason for reason, holds in problems.items() if holds], "a method that trains batch norms")
+
     def _dataset(self, name: str, split: Split) -> ImageDataset:
         def progress(done: int) -> None:
             self.listener.read(name, done, len(split))
@@ -162,6 +177,13 @@ class Run:
             self.folder.write_config(self.config.to_dict())
         state = self.folder.read_state()
         if state is not None:
+            if state.get("fingerprint") != self.model.backbone.fingerprint:
+                raise DeltaError(
+                    f"{self.folder.root} was begun on other weights of {self.config.backbone.name}",
+                    expected=f"fingerprint {str(state.get('fingerprint'))[:12]}",
+                    where="resume",
+                    fix="Bring them back, or start anew with another --out",
+                )
             with torch.no_grad():
                 for name, tensor in self.model.trained_tensors().items():
                     tensor.copy_(state["tensors"][name])
@@ -190,6 +212,7 @@ class Run:
             if len(losses) % CHECK_EVERY == 0:
                 self._check_finite(epoch, losses)
         self._check_finite(epoch, losses)
+        self._share_statistics()
         metrics = evaluate(self.model, self.val_loader, self.accelerator)
         if not math.isfinite(metrics.loss):  # the last update may be the one that broke it
             raise self._not_finite(metrics.loss, epoch, len(losses) - 1)
@@ -206,6 +229,13 @@ class Run:
         }
         self.rows.append(row)
         self._keep(row)
+
+    @torch.no_grad()
+    def _share_statistics(self) -> None:
+        """The running statistics of the first process for all: each has counted its own last batch."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.model.buffers():
+                buffer.copy_(broadcast(buffer.clone()))
 
     def _step(
         self, epoch: int, step: int, pixels: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
@@ -254,6 +284,7 @@ class Run:
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": None if scaler is None else scaler.state_dict(),
                     "rows": self.rows,
+                    "fingerprint": self.model.backbone.fingerprint,
                 }
             )
         if self.tensorboard is not None:
@@ -272,13 +303,17 @@ class Run:
 
     def _summary(self, val: Metrics, test: Metrics | None, command: str) -> dict[str, Any]:
         backbone = self.model.backbone
-        trained, body = self.model.trained_parameters(), sum(t.numel() for t in backbone.body().values())
+        trained = self.model.trained_parameters()
         return {
             "result": {"val": val.to_dict(), "test": None if test is None else test.to_dict()},
             "train_loss": self.rows[-1]["train_loss"],
             "task": {"name": self.task.name, "classes": list(self.task.classes), "images": self.images},
             "method": {"name": self.model.method.kind, **self.model.method.to_dict()},
-            "backbone": {"name": backbone.source.name, "fingerprint": backbone.fingerprint, "parameters": body},
+            "backbone": {
+                "name": backbone.source.name,
+                "fingerprint": backbone.fingerprint,
+                "parameters": self.backbone_parameters,
+            },
             "protocol": {
                 "selection": "last epoch",
                 "test": "evaluated once, after the last epoch",
