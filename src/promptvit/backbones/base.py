@@ -8,7 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -234,10 +234,6 @@ class TokenBackbone(Backbone, ABC):
         """Images [B, channels, height, width] to the tokens [B, N, D] that enter the first block."""
 
     @abstractmethod
-    def embed_patches(self, images: Images) -> Tokens:
-        """Patches alone [B, h*w, D]: no prefix rows, no positions."""
-
-    @abstractmethod
     def block(
         self, index: int, x: Tokens, given: BlockInput, rows: int, positions: Positions
     ) -> Float[Tensor, "B R D"]:
@@ -262,6 +258,17 @@ class TokenBackbone(Backbone, ABC):
     @abstractmethod
     def readout_rows(self, image_rows: int) -> int:
         """How many of the first rows of the last block's output the own readout reads, out of `image_rows`."""
+
+    def embed_patches(self, images: Images) -> Tokens:
+        """Patches alone [B, h*w, D], no prefix rows and no positions: timm's patch embedding, at any image size."""
+        embedding = cast(nn.Module, self.model.patch_embed)
+        projected = cast(nn.Module, embedding.proj)(images).flatten(2).transpose(1, 2)
+        return cast(nn.Module, embedding.norm)(projected)
+
+    @property
+    def first_convolution(self) -> str:
+        """The patch embedding's."""
+        return "patch_embed.proj"
 
     def enter(self, index: int, x: Tokens, image_rows: int, positions: Positions) -> tuple[Tensor, int]:
         """What happens to `x` (image rows, then prompt rows) between blocks, before block `index`; and how many of

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from promptvit.backbones.attention import SelfAttention, project_keys_values
 from promptvit.backbones.base import Backbone, BackboneInfo, BlockInput, TokenBackbone
 from promptvit.errors import BackboneError, ConfigError
-from promptvit.shapes import Features, Images, Tokens
+from promptvit.shapes import Features, Tokens
 
 Model = TypeVar("Model", VisionTransformer, Eva)
 
@@ -28,11 +28,6 @@ class PlainBackbone(TokenBackbone, Generic[Model], ABC):
     def image_size(model: nn.Module) -> tuple[int, int]:
         """The patch embedding's."""
         return cast(tuple[int, int], cast(PatchEmbed, model.patch_embed).img_size)
-
-    def embed_patches(self, images: Images) -> Tokens:
-        """The patch embedding's own convolution and norm."""
-        patch_embed = cast(PatchEmbed, self.model.patch_embed)
-        return patch_embed.norm(patch_embed.proj(images).flatten(2).transpose(1, 2))
 
     def before_attention(self, index: int, x: Tensor) -> Tensor:
         """Rows of any kind [..., D] as the attention of block `index` takes them."""
@@ -74,14 +69,19 @@ class PlainBackbone(TokenBackbone, Generic[Model], ABC):
         """`norm` or `fc_norm`, and the attention pooling of models that have one."""
         return ["norm", "fc_norm", "attn_pool"]
 
-    @property
-    def first_convolution(self) -> str:
-        """The patch embedding's."""
-        return "patch_embed.proj"
-
     def resized(self, size: tuple[int, int]) -> Backbone:
         """With timm's `set_input_size`: position embeddings resampled, bicubic."""
-        return resized(self, size)
+        if any(pixels < patch for pixels, patch in zip(size, self.info.patch_size, strict=True)):
+            raise ConfigError(f"images of {size}", expected="at least one patch", where="resized")
+        own = self.own()
+        model = cast(Model, own.model)
+        model.set_input_size(img_size=size)
+        model.requires_grad_(False)
+        grid = cast(PatchEmbed, model.patch_embed).grid_size
+        rows = (own.info.prefix + grid[0] * grid[1],) * own.info.depth
+        own.info = dataclasses.replace(own.info, grid=grid, rows=rows)
+        own.preprocessing = dataclasses.replace(own.preprocessing, size=size)
+        return own
 
     @property
     def checkpointing(self) -> bool:
@@ -120,22 +120,6 @@ def sizes(model: VisionTransformer | Eva, *, family: str, norm: str, details: st
 def norm_name(norm: nn.Module) -> str:
     """Class and epsilon: what the weights of a norm do not tell."""
     return f"{type(norm).__name__} {getattr(norm, 'eps', '')}".strip()
-
-
-def resized(backbone: Backbone, size: tuple[int, int]) -> Backbone:
-    """A copy of a backbone with plain patches and `set_input_size`, for images of `size`."""
-    across = zip(size, backbone.info.patch_size, strict=True)
-    if any(pixels < patch for pixels, patch in across):
-        raise ConfigError(f"images of {size}", expected="at least one patch", where="resized")
-    own = backbone.own()
-    model = cast(VisionTransformer | Eva, own.model)
-    model.set_input_size(img_size=size)
-    model.requires_grad_(False)
-    grid = cast(PatchEmbed, model.patch_embed).grid_size
-    rows = (own.info.prefix + grid[0] * grid[1],) * own.info.depth
-    own.info = dataclasses.replace(own.info, grid=grid, rows=rows)
-    own.preprocessing = dataclasses.replace(own.preprocessing, size=size)
-    return own
 
 
 def check_parts(model: VisionTransformer | Eva, *, blocks: tuple[type, ...], attentions: tuple[type, ...]) -> None:

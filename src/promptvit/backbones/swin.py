@@ -95,11 +95,6 @@ class SwinBackbone(TokenBackbone):
         x = self.model.patch_embed(images)  # [B, h, w, D]
         return x.flatten(1, 2), Positions(grid=(x.shape[1], x.shape[2]))
 
-    def embed_patches(self, images: Images) -> Tokens:
-        """The patch embedding's own convolution and norm."""
-        patch_embed = cast(PatchEmbed, self.model.patch_embed)
-        return patch_embed.norm(patch_embed.proj(images).flatten(2).transpose(1, 2))
-
     def enter(self, index: int, x: Tokens, image_rows: int, positions: Positions) -> tuple[Tensor, int]:
         """Patch merging where a stage begins: 2x2 patches become one, a prompt counts as four equal ones."""
         blocks = blocks_of(self.model)
@@ -165,11 +160,6 @@ class SwinBackbone(TokenBackbone):
     def last(self) -> list[str]:
         """`norm`."""
         return ["norm"]
-
-    @property
-    def first_convolution(self) -> str:
-        """The patch embedding's."""
-        return "patch_embed.proj"
 
     def resized(self, size: tuple[int, int]) -> Backbone:
         """Raises ConfigError."""
