@@ -293,7 +293,7 @@ class TokenBackbone(Backbone, ABC):
                 x = x[:, :image_rows]
             x, image_rows = self.enter(index, x, image_rows, positions)
             if given.added is not None:
-                x = _add(x, given.added, image_rows)
+                x = add(x, given.added, image_rows)
             if given.tokens is not None and self.travels(index, inputs, readout):
                 x = torch.cat([x, per_image(given.tokens, x.shape[0])], dim=1)  # [B, N+P, D]
                 given = BlockInput(keys=given.keys, values=given.values)
@@ -352,7 +352,7 @@ def join(rows: Tensor, others: Tensor) -> Tensor:
     return torch.cat([rows, others], dim=-2)
 
 
-def _add(x: Tensor, added: Tensor, image_rows: int) -> Tensor:
+def add(x: Tensor, added: Tensor, image_rows: int) -> Tensor:
     if added.shape[0] not in (1, image_rows):
         raise ConfigError(
             f"{added.shape[0]} rows to add",

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from promptvit.backbones.base import NOTHING, TokenBackbone
+from promptvit.backbones.base import TokenBackbone
+from promptvit.backbones.walk import walk
 from promptvit.errors import DataError
 from promptvit.methods.base import Samples
 from promptvit.shapes import Images
@@ -42,11 +43,5 @@ def class_means(backbone: TokenBackbone, samples: Samples, classes: int) -> Floa
 
 def cls_rows(backbone: TokenBackbone, images: Images) -> Float[Tensor, "depths B D"]:
     """The CLS row of each image at L+1 depths: as it enters the first block, and after each block."""
-    x, positions = backbone.embed(images)
-    image_rows = x.shape[1]
-    rows = [x[:, 0].clone()]  # a view would keep all other rows alive
-    for index in range(backbone.info.depth):
-        x, image_rows = backbone.enter(index, x, image_rows, positions)
-        x = backbone.block(index, x, NOTHING, image_rows, positions)
-        rows.append(x[:, 0].clone())
+    rows = [at.image[:, 0].clone() for at in walk(backbone, images)]  # a view would keep all other rows alive
     return torch.stack(rows)
