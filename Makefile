@@ -15,7 +15,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make check   formatting, lint, types"
 	@echo "make format  format the code and apply safe lint fixes"
-	@echo "make docs    write the pages of docs/ that come from the code"
+	@echo "make docs    write the pages of docs/ and the recipes that come from the code"
 	@echo "make mutants plant faults and see whether the conformance tests find them"
 	@echo "make bench   measure speed and memory against the literal formulation"
 
@@ -48,6 +48,7 @@ format: setup
 
 docs: setup
 	$(OFFLINE) $(RUN)/python -m scripts.docs
+	$(RUN)/python -m scripts.recipes
 
 mutants: setup
 	$(OFFLINE) $(RUN)/python -m scripts.mutants

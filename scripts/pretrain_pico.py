@@ -213,6 +213,8 @@ class Pretraining:
         )
         self.rows: list[dict[str, float]] = []
         self.steps_per_epoch = len(images.labels) // recipe.batch_size
+        if not self.steps_per_epoch:
+            raise SystemExit(f"{len(images.labels)} images, fewer than a batch of {recipe.batch_size}")
 
     def take_up(self) -> None:
         """Go on where an earlier process stopped; refuses a state of another recipe."""

@@ -67,10 +67,13 @@ def test_the_start_depends_on_the_seed_alone(backbone):
     assert not torch.equal(start(1), start(2))
 
 
-def test_the_head_starts_as_in_the_paper_or_at_zero(backbone):
-    paper, zeros = (pv.tune(backbone, pv.Linear(), 50, head=start).head for start in ("paper", "zeros"))
+def test_the_head_starts_as_in_the_papers_or_at_zero(backbone):
+    starts = ("paper", "truncated", "zeros")
+    paper, truncated, zeros = (pv.tune(backbone, pv.Linear(), 50, head=start).head for start in starts)
     assert paper.weight.std().item() == pytest.approx((2 / 50) ** 0.5, rel=0.05)
     assert paper.bias.unique().item() == pytest.approx(-4.59512, abs=1e-5)
+    assert truncated.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not truncated.bias.any()
     assert not zeros.weight.any()
     assert not zeros.bias.any()
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from promptvit.methods.partial import Partial
     from promptvit.methods.pixel import Pixel
     from promptvit.methods.side import Side
+    from promptvit.methods.spt import SPT
     from promptvit.methods.vpt import VPT
     from promptvit.model import Prediction, TunedModel, tune
     from promptvit.peft_folder import load_peft, save_peft
@@ -50,6 +51,7 @@ _HOMES = {
     "PromptvitError": "errors",
     "RunConfig": "train.config",
     "Side": "methods.side",
+    "SPT": "methods.spt",
     "TrainConfig": "train.config",
     "TunedModel": "model",
     "VPT": "methods.vpt",
@@ -68,6 +70,7 @@ _HOMES = {
 __version__ = version("promptvit")
 __all__ = [
     "MLP",
+    "SPT",
     "VPT",
     "Adapter",
     "Add",

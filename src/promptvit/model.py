@@ -16,8 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from promptvit.backbones.base import NOTHING, Backbone, BlockInput
 from promptvit.data.transforms import normalise, prepare
 from promptvit.errors import ConfigError
-from promptvit.methods.base import Delta, Method, Samples
+from promptvit.methods.base import Delta, Method
 from promptvit.methods.heads import HeadInit
+from promptvit.methods.samples import Dataset, Samples, as_samples
 from promptvit.preprocessing import Preprocessing
 from promptvit.shapes import Features, Images, Logits
 
@@ -44,15 +45,16 @@ def tune(
     classes: int | Sequence[str],
     *,
     head: HeadInit = "paper",
-    samples: Samples | None = None,
+    samples: Samples | Dataset | None = None,
 ) -> TunedModel:
     """A model that is ready to be trained on a task with `classes` (their number, or their names).
 
     The backbone is shared, not copied; of weights that the method trains, the model has its own. Parameters start from
     torch's global random state; `head` starts as in the paper (weight normal with a standard deviation of sqrt(2 / C),
-    bias -ln 99) or at zero, as the default recipe of `promptvit train` has it. `samples`: batches of the task's
-    normalised images and labels, for methods whose initial values come from them. Raises ConfigError for fewer than
-    two classes, repeated names, missing samples, or a method that this kind of backbone cannot have.
+    bias -ln 99), `truncated` (0.02, bias zero) as in SPT, or at zero, as in the default recipe of `promptvit train`.
+    `samples`: the task's training images, for methods whose initial values come from them: a map-style dataset, where
+    `samples[i]` is a normalised image and its label. Raises ConfigError for fewer than two classes, repeated names,
+    missing samples, or a method that this kind of backbone cannot have; DataError for samples that are of no use.
     """
     model = assemble(backbone, method, class_names(classes), head)
     if method.needs_samples and samples is None:
@@ -60,9 +62,9 @@ def tune(
             f"{method} starts from the task's images",
             expected="samples",
             where="tune",
-            fix="tune(..., samples=...) with batches of normalised images and their labels",
+            fix="tune(..., samples=DATASET), where DATASET[i] is a normalised image and its label",
         )
-    method.start(model.delta, model.backbone, () if samples is None else samples, len(model.classes))
+    method.start(model.delta, model.backbone, None if samples is None else as_samples(samples), len(model.classes))
     return model
 
 

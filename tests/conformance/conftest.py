@@ -50,8 +50,10 @@ def resnet():
 
 
 FAMILIES = {"eva": eva, "swin": swin, "convnext": convnext, "resnet": resnet}
-FIELDS = {"side": {"weights": "random"}, "pixel-pad": {"length": 2}}
-"""What tests need beside a method's own name: no download, a frame that fits patches of 4."""
+FIELDS = {"side": {"weights": "random"}, "pixel-pad": {"length": 2}, "spt-shallow": {"length": 5}}
+"""What tests need beside a method's own name: no download, a frame that fits patches of 4, few prompts."""
+SAMPLES = [(torch.linspace(-1, 1, 768).roll(97 * number).reshape(3, 16, 16), number) for number in range(5)]
+"""An image of each of five classes, for methods that start from the task's images."""
 OF_EVERY_KIND = ("vpt-shallow", "vpt-deep", "full")
 """Methods that meet every kind of ViT; the others meet one ViT and every other family."""
 
@@ -130,6 +132,12 @@ def images():
     return torch.randn(3, 3, 16, 16, dtype=torch.float64)
 
 
+@pytest.fixture
+def samples():
+    """A dataset for methods that start from the task's images."""
+    return SAMPLES
+
+
 @pytest.fixture(params=PAIRS, ids=" on ".join)
 def pair(request, make_backbone):
     """Every method on every family that can have it, and the main ones on every kind of ViT."""
@@ -142,7 +150,7 @@ def make_tuned():
     """A float64 model whose trained tensors are all away from zero."""
 
     def make(backbone: pv.Backbone, method: Method, classes: int = 5) -> pv.TunedModel:
-        model = pv.tune(backbone, method, classes).double()
+        model = pv.tune(backbone, method, classes, samples=SAMPLES).double()
         theirs = {f"backbone.model.{name}" for name in backbone.weights()}
         with torch.no_grad():
             for name, parameter in model.named_parameters():

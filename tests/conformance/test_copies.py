@@ -51,10 +51,10 @@ def test_two_tasks_on_one_backbone_do_not_share_what_is_trained(pair, images, ma
     assert torch.equal(second(images), before)
 
 
-def test_saving_and_loading_changes_no_bit(pair, images, tmp_path):
+def test_saving_and_loading_changes_no_bit(pair, images, samples, tmp_path):
     (backbone, method), size = pair, pair[0].preprocessing
     backbone = pv.from_timm(backbone.model.float(), preprocessing=size)
-    model = pv.tune(backbone, method, 5)
+    model = pv.tune(backbone, method, 5, samples=samples)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

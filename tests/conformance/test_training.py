@@ -143,9 +143,9 @@ def test_checkpointing_saves_memory_with_prompts_too(make_vit):
         assert peak_bytes(make_vit, length, checkpointing=True) < 0.6 * peak_bytes(make_vit, length)
 
 
-def test_bfloat16_autocast_trains(pair, images):
+def test_bfloat16_autocast_trains(pair, images, samples):
     backbone = pv.from_timm(pair[0].model.float(), preprocessing=pair[0].preprocessing)
-    model = pv.tune(backbone, pair[1], 5)
+    model = pv.tune(backbone, pair[1], 5, samples=samples)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = nn.functional.cross_entropy(model(images.float()), torch.arange(3))
     loss.backward()
@@ -166,13 +166,14 @@ def gradients(model, logits):
     return torch.autograd.grad(logits.square().sum(), [p for p in model.parameters() if p.requires_grad])
 
 torch.manual_seed(0)
-fields = {"side": {"weights": "random"}, "pixel-pad": {"length": 2}}
+fields = {"side": {"weights": "random"}, "pixel-pad": {"length": 2}, "spt-shallow": {"length": 5}}
 presets = {name: preset.build(**fields.get(name, {})) for name, preset in METHODS.items()}
 methods = list(dict.fromkeys(presets.values()))
 for readout, method in [*(("token", method) for method in methods), ("avg", pv.VPT()), ("token", pv.VPT(dropout=0.1))]:
     torch.compiler.reset()
     vit = VisionTransformer(16, 4, embed_dim=24, depth=4, num_heads=2, num_classes=0, global_pool=readout)
-    model, images = pv.tune(pv.from_timm(vit), method, 3), torch.randn(3, 3, 16, 16)
+    images = torch.randn(3, 3, 16, 16)
+    model = pv.tune(pv.from_timm(vit), method, 3, samples=[(image, 0) for image in images])
     logits = torch.compile(model, fullgraph=True, backend="aot_eager")(images)
     compiled = gradients(model, logits)
     if not getattr(method, "dropout", 0) and method.kind != "mlp":  # those draw anew

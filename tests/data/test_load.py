@@ -39,6 +39,16 @@ def test_training_on_both_leaves_the_validation_images_where_they_are(root):
     assert both.val.images == apart.val.images
 
 
+def test_a_share_of_the_training_images_leaves_the_others_where_they_are(root):
+    whole, share = (load_task(DataConfig(source=str(root), train_share=share)) for share in (1.0, 0.5))
+    assert (len(whole.train), len(share.train)) == (8, 4)
+    assert set(share.train.images) < set(whole.train.images)
+    assert share.val.images == whole.val.images
+    both = load_task(DataConfig(source=str(root), train_share=0.5, train_on="train+val"))
+    assert len(both.train) == 4  # of the five images of either class, two
+    assert load_task(DataConfig(source=str(root), train_share=0.5, seed=3)).train.images != share.train.images
+
+
 def test_an_unknown_source_says_what_is_accepted(tmp_path):
     with pytest.raises(DataError, match=r"'digit' is neither.*train/CLASS/IMAGE.*train800.txt.*Did you mean digits\?"):
         load_task(DataConfig(source="digit"))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptvit.data.task import Split, Task, stratified_holdout
+from promptvit.data.task import Split, Task, stratified_holdout, stratified_share
 from promptvit.errors import DataError
 
 
@@ -97,6 +97,37 @@ def test_a_small_class_is_not_held_out_whole():
 def test_holdout_says_when_there_is_nothing_to_hold_out():
     with pytest.raises(DataError, match="no two of one class"):
         stratified_holdout(paths([0, 1, 2]), 0.2, 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(labels, st.tuples(st.floats(0.01, 1.0), st.floats(0.01, 1.0)), st.integers(0, 2**32 - 1))
+def test_a_smaller_share_lies_inside_a_larger_one(labels, shares, seed):
+    split = paths(labels)
+    small, large = (stratified_share(split, share, seed) for share in sorted(shares))
+    assert set(small.images) <= set(large.images)
+    for label, count in zip(*np.unique(split.labels, return_counts=True), strict=True):
+        assert np.count_nonzero(small.labels == label) == max(1, round(min(shares) * count))
+
+
+def test_a_share_is_the_same_in_another_order_and_another_folder():
+    split = paths([0] * 30 + [1] * 10)
+    share = stratified_share(split, 0.3, 0)
+    assert np.bincount(share.labels).tolist() == [9, 3]
+    assert share.images == tuple(image for image in split.images if image in set(share.images))  # in its order
+    turned = stratified_share(split.select(range(39, -1, -1)), 0.3, 0)
+    assert set(turned.images) == set(share.images)
+    moved = Split(images=tuple(Path("elsewhere") / image for image in split.images), labels=split.labels)
+    assert stratified_share(moved, 0.3, 0).images == tuple(Path("elsewhere") / image for image in share.images)
+    assert stratified_share(split, 0.3, 1).images != share.images
+    assert stratified_share(split, 1.0, 0).images == split.images
+
+
+def test_a_share_of_pixels_keeps_images_with_their_labels():
+    split = pixels([0, 1] * 10)
+    split.images[:] = np.arange(20, dtype=np.uint8)[:, None, None, None]
+    share = stratified_share(split, 0.2, 0)
+    assert share.labels.tolist() == (share.images[:, 0, 0, 0] % 2).tolist()
+    assert len(share) == 4
 
 
 def test_class_names_that_are_no_text_are_refused():

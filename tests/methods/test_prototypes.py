@@ -1,10 +1,12 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import promptvit as pv
 from promptvit.errors import ConfigError, DataError
 from promptvit.methods.prototypes import class_means
+from promptvit.methods.samples import DatasetSamples
 
 
 @pytest.fixture
@@ -20,8 +22,8 @@ def samples():
     return pixels, labels
 
 
-def batches(samples, size=5):
-    yield from zip(*(part.split(size) for part in samples), strict=True)
+def dataset(samples, batch_size=5):
+    return DatasetSamples(TensorDataset(*samples), batch_size)
 
 
 def literal_means(backbone, samples):
@@ -50,7 +52,7 @@ def literal_means(backbone, samples):
 @pytest.mark.parametrize("kind", [{}, {"reg_tokens": 4, "global_pool": "avg"}, {"pre_norm": True}], ids=str)
 def test_prompts_start_at_class_means(init, depth, entries, kind, make_vit, samples):
     backbone = pv.from_timm(make_vit(depth=4, **kind))
-    model = pv.tune(backbone, pv.VPT(length=3, init=init, depth=depth), 3, samples=batches(samples))
+    model = pv.tune(backbone, pv.VPT(length=3, init=init, depth=depth), 3, samples=dataset(samples))
     expected = literal_means(backbone, samples)[entries]
     torch.testing.assert_close(model.delta.prompts[0].double(), expected, rtol=0, atol=1e-6)  # prompts are float32
 
@@ -58,11 +60,11 @@ def test_prompts_start_at_class_means(init, depth, entries, kind, make_vit, samp
 def test_class_means_do_not_depend_on_the_batches(vit, samples):
     expected = literal_means(vit, samples)
     for size in (1, 5, 12):
-        torch.testing.assert_close(class_means(vit, batches(samples, size), 3), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(class_means(vit, dataset(samples, size), 3), expected, rtol=0, atol=1e-12)
 
 
 def test_prompts_that_start_alike_are_not_one_tensor(vit, samples):
-    model = pv.tune(vit, pv.VPT(length=3, init="final-cls"), 3, samples=batches(samples)).double()
+    model = pv.tune(vit, pv.VPT(length=3, init="final-cls"), 3, samples=dataset(samples)).double()
     optimizer = torch.optim.SGD(model.delta.parameters(), lr=0.1)
     nn.functional.cross_entropy(model(samples[0]), samples[1]).backward()
     optimizer.step()
@@ -75,16 +77,16 @@ def test_class_means_need_every_class_and_as_many_prompts(vit, samples):
     with pytest.raises(ConfigError, match="starts from the task's images; expected samples"):
         pv.tune(vit, method, 3)
     with pytest.raises(ConfigError, match="length=3 with init=final-cls; expected one prompt per class, 4"):
-        pv.tune(vit, method, 4, samples=batches(samples))
+        pv.tune(vit, method, 4, samples=dataset(samples))
     with pytest.raises(DataError, match="no image of class 1, 2; expected at least one"):
-        class_means(vit, [(samples[0][:1], samples[1][:1])], 3)
+        class_means(vit, dataset((samples[0][:1], samples[1][:1])), 3)
     with pytest.raises(DataError, match="labels from 0 to 2; expected 0 to 1"):
-        class_means(vit, batches(samples), 2)
+        class_means(vit, dataset(samples), 2)
 
 
 def test_a_delta_from_class_means_is_loaded_without_samples(make_vit, samples, tmp_path):
     backbone = pv.from_timm(make_vit().float())
     images = samples[0].float()
-    model = pv.tune(backbone, pv.VPT(length=3, init="cls-nolastl"), 3, samples=batches((images, samples[1])))
+    model = pv.tune(backbone, pv.VPT(length=3, init="cls-nolastl"), 3, samples=dataset((images, samples[1])))
     loaded = pv.load(model.save(tmp_path), backbone=backbone)
     assert torch.equal(loaded(images), model.eval()(images))

@@ -1,6 +1,8 @@
 import pytest
 
 from promptvit.errors import ConfigError
+from promptvit.methods import heads
+from promptvit.train import config
 from promptvit.train.config import RunConfig, TrainConfig
 
 
@@ -10,6 +12,8 @@ from promptvit.train.config import RunConfig, TrainConfig
         ({"epochs": 0}, "epochs=0: expected at least 1"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0: expected 0 or more"),
+        ({"head_weight_decay": -1.0}, "head_weight_decay=-1.0: expected 0 or more"),
+        ({"head_weight_decay": float("nan")}, "head_weight_decay=nan"),
         ({"warmup_epochs": float("nan")}, "warmup_epochs=nan"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: expected above 0"),
         ({"clip_norm": -1.0}, "clip_norm=-1.0"),
@@ -35,6 +39,10 @@ def test_all_problems_are_told_at_once():
 def test_a_method_needs_a_name():
     with pytest.raises(ConfigError, match="expected a `name`"):
         RunConfig(method={"length": 3})
+
+
+def test_the_heads_starts_are_those_that_heads_know():
+    assert config.HeadInit == heads.HeadInit
 
 
 def test_configs_need_no_torch(run_python):

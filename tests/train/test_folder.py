@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from promptvit.errors import ConfigError, DeltaError, OutputError
+from promptvit.train.config import RunConfig
 from promptvit.train.folder import RunFolder
 
 CONFIG = {"data": {"source": "x"}, "train": {"size": (3, 4), "epochs": 2}}
@@ -32,6 +33,16 @@ def test_resuming_with_another_configuration_is_refused(folder):
     changed = {**CONFIG, "train": {"size": (3, 4), "epochs": 3}}
     with pytest.raises(ConfigError, match="train differ"):
         folder.check(changed, resume=True)
+
+
+def test_a_run_from_before_a_field_goes_on_with_its_default(folder):
+    config = RunConfig().to_dict()
+    older = {name: dict(values) for name, values in config.items()}
+    del older["train"]["head_weight_decay"], older["data"]["train_share"]
+    folder.write_config(older)
+    folder.check(config, resume=True)
+    with pytest.raises(ConfigError, match="data differ"):
+        folder.check({**config, "data": {**config["data"], "train_share": 0.5}}, resume=True)
 
 
 def test_a_state_comes_back_as_it_was(folder):

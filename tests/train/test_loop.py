@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 import yaml
+from torch.utils.data import TensorDataset
 
 import promptvit as pv
 from promptvit.backbones.source import BackboneSource
@@ -19,6 +20,7 @@ from promptvit.data.transforms import normalise, prepare
 from promptvit.errors import BrokenImageError, ConfigError, DeltaError, OutputError, TrainingError
 from promptvit.methods import METHODS
 from promptvit.methods.prototypes import class_means
+from promptvit.methods.samples import DatasetSamples
 from promptvit.train.config import RunConfig, TrainConfig
 from promptvit.train.folder import RunFolder
 from promptvit.train.loop import Listener, fit
@@ -67,7 +69,8 @@ def test_prompts_start_at_the_class_means_of_the_training_images(digits_folder, 
     model = pv.load(tmp_path / "run" / "delta")
     task = load_task(config.data)
     pixels = torch.stack([prepare(image, model.preprocessing) for image in task.train.images])
-    samples = [(normalise(pixels, model.preprocessing), torch.from_numpy(task.train.labels))]
+    labels = torch.from_numpy(task.train.labels)
+    samples = DatasetSamples(TensorDataset(normalise(pixels, model.preprocessing), labels))
     expected = class_means(model.backbone, samples, 3)[:-1]
     torch.testing.assert_close(model.delta.prompts[0].detach().double(), expected, rtol=0, atol=1e-5)
     assert read.count("train") == len(task.train)  # once, although images are needed before the first epoch
@@ -192,9 +195,11 @@ def test_accumulated_batches_equal_one_large_batch(digits_folder, tmp_path):
     [
         {"optimizer": "sgd", "momentum": 0.5},
         {"head": "paper"},
+        {"head": "truncated"},
         {"learning_rate": 1e-3},
         {"weight_decay": 5.0},
         {"delta_weight_decay": 5.0},
+        {"head_weight_decay": 5.0},
         {"warmup_epochs": 2.0},
         {"schedule": "constant"},
         {"label_smoothing": 0.3},

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import promptvit as pv
+from promptvit.model import assemble
 from promptvit.train.config import TrainConfig
 from promptvit.train.optim import make_loss, make_optimizer, parameter_groups, schedule_factor, set_learning_rate
 
@@ -44,6 +45,26 @@ def test_prompts_weights_and_biases_have_their_own_decay(make_vit):
     assert decay[id(model.delta.prompts[0])] == 0.25
     assert decay[id(model.head.weight)] == 0.5
     assert decay[id(model.head.bias)] == 0.0
+
+
+@pytest.mark.parametrize("method", [pv.VPT(length=2), pv.SPT(length=2)])
+def test_the_heads_weight_can_have_a_decay_of_its_own(make_vit, method):
+    model = assemble(pv.from_timm(make_vit()), method, ("a", "b", "c"))
+    config = TrainConfig(weight_decay=0.5, delta_weight_decay=0.25, head_weight_decay=3.0)
+    groups = {group["weight_decay"]: group["params"] for group in parameter_groups(model, config)}
+    assert {decay: [id(p) for p in parameters] for decay, parameters in groups.items()} == {
+        0.25: [id(model.delta.prompts[0])],
+        3.0: [id(model.head.weight)],
+        0.0: [id(model.head.bias)],
+    }
+
+
+def test_backbone_weights_keep_their_decay_beside_the_heads(make_vit):
+    model = pv.tune(pv.from_timm(make_vit()), pv.Full(), 3)
+    config = TrainConfig(weight_decay=0.5, head_weight_decay=0.0)
+    decay = {id(p): group["weight_decay"] for group in parameter_groups(model, config) for p in group["params"]}
+    assert decay[id(model.head.weight)] == 0.0
+    assert decay[id(model.backbone.model.blocks[0].mlp.fc1.weight)] == 0.5
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])

@@ -266,6 +266,11 @@ class TokenBackbone(Backbone, ABC):
         return cast(nn.Module, embedding.norm)(projected)
 
     @property
+    def norms_embedding(self) -> bool:
+        """Whether a norm stands between the embedding and the first block."""
+        return False
+
+    @property
     def first_convolution(self) -> str:
         """The patch embedding's."""
         return "patch_embed.proj"

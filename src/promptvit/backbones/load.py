@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -36,8 +36,8 @@ FAMILIES: tuple[type[Backbone], ...] = (ViTBackbone, EvaBackbone, ConvNeXtBackbo
 POOLED = ("vit", "eva")
 """Families that read one row or the mean of all, as one likes."""
 LISTING = "All names: `promptvit backbones`"
-BUNDLED: Registry[Callable[[BackboneSource], Backbone]] = Registry("bundled backbone", LISTING)
-"""Backbones whose weights are in this package."""
+BUNDLED: Registry[dict[str, Any]] = Registry("bundled backbone", LISTING)
+"""Backbones whose weights are in this package: what timm builds them with."""
 CONVERTED: Registry[Callable[[BackboneSource], Backbone]] = Registry("converted backbone", LISTING)
 """Backbones that timm does not list, from their authors' files: these need `checkpoint`."""
 
@@ -70,8 +70,8 @@ def load_backbone(
 
 def load_source(source: BackboneSource) -> Backbone:
     """The backbone that `source` describes."""
-    own = {**BUNDLED, **CONVERTED}.get(source.name)
-    backbone = own(source) if own else from_timm(_create(_timm_name(source.name), source), source=source)
+    convert = {**CONVERTED}.get(source.name)
+    backbone = convert(source) if convert else from_timm(_create(source), source=source)
     return backbone if source.tuned is None else with_tuned_weights(backbone, source.tuned)
 
 
@@ -113,15 +113,17 @@ def backbone_names(*, pretrained: bool = True) -> list[str]:
     return [*sorted(BUNDLED), *sorted(CONVERTED), *names]
 
 
-def _create(name: str, source: BackboneSource) -> nn.Module:
+def _create(source: BackboneSource) -> nn.Module:
+    architecture = BUNDLED[source.name] if source.name in BUNDLED else {"model_name": _timm_name(source.name)}
     with torch.device("meta"):  # refuse before any weights are downloaded
-        skeleton = _build(name, source, pretrained=False)
+        skeleton = _build(source, **architecture)
     _check_pool(skeleton, source)
     arguments: dict[str, Any] = {}
     if source.size is not None and family_of(skeleton).image_size(skeleton) is not None:
+        _check_size(skeleton, source)
         arguments["img_size"] = source.size
-    if source.pool is not None:
-        arguments |= {"global_pool": source.pool, "pretrained_strict": False}
+    if source.pool in ("token", "avg"):
+        arguments["global_pool"] = source.pool
     if source.checkpoint is not None:
         if not Path(source.checkpoint).is_file():
             raise BackboneError(
@@ -130,21 +132,23 @@ def _create(name: str, source: BackboneSource) -> nn.Module:
                 where="checkpoint",
             )
         npz = Path(source.checkpoint).suffix == ".npz"
-        overlay = {"file": source.checkpoint, "custom_load": npz}
-        arguments |= {"pretrained_cfg_overlay": overlay, "pretrained_strict": False}
+        arguments["pretrained_cfg_overlay"] = {"file": source.checkpoint, "custom_load": npz}
+    if source.pool is not None or source.checkpoint is not None:
+        arguments["pretrained_strict"] = False
     filled = Filled()
     with filled:
-        model = _build(name, source, pretrained=source.pretrained, **arguments)
-    _check_pool(model, source)
+        model = _build(source, pretrained=source.pretrained, **architecture | arguments)
     if source.pretrained and "pretrained_strict" in arguments:
         _check_whole(filled.missing(model), source)
+    if source.pool == "avg-pretrained":
+        _read_mean(model)
     return model
 
 
-def _build(name: str, source: BackboneSource, **arguments: Any) -> nn.Module:
+def _build(source: BackboneSource, **arguments: Any) -> nn.Module:
     """timm's model without a head; raises BackboneError for all that can go wrong in there."""
     try:
-        return timm.create_model(name, num_classes=0, **arguments)
+        return timm.create_model(num_classes=0, **arguments)
     except Exception as error:  # timm, the Hub client and the file formats raise of all kinds here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(
@@ -155,14 +159,36 @@ def _build(name: str, source: BackboneSource, **arguments: Any) -> nn.Module:
         ) from error
 
 
+def _read_mean(model: nn.Module) -> None:
+    """Put the final norm of `model`, weights and all, behind the mean of its patches, where it is not there already."""
+    assert isinstance(model, VisionTransformer | Eva)
+    model.reset_classifier(0, global_pool="avg")
+    if isinstance(model, VisionTransformer):
+        model.pool_include_prefix = False  # as an attention pooling may have had it
+    if isinstance(model.fc_norm, nn.Identity):
+        model.norm, model.fc_norm = nn.Identity(), model.norm
+
+
+def _check_size(model: nn.Module, source: BackboneSource) -> None:
+    assert source.size is not None
+    height, width = family_of(model).describe(model).patch_size
+    if source.size[0] < height or source.size[1] < width:
+        raise ConfigError(
+            f"image_size={source.image_size}", expected=f"at least one patch, {height}x{width}", where=source.name
+        )
+
+
 def _check_pool(model: nn.Module, source: BackboneSource) -> None:
     info = family_of(model).describe(model)
     if source.pool is None:
         return
     if info.family not in POOLED or type(model) is VisionTransformerDistilled:
         raise ConfigError(f"pool={source.pool!r}", expected=f"null for a {type(model).__name__}", where=source.name)
+    assert isinstance(model, VisionTransformer | Eva)
     if source.pool == "token" and not info.cls:
         raise ConfigError("pool='token'", expected="avg or null: there is no CLS token", where=source.name)
+    if source.pool == "avg-pretrained" and {type(model.norm), type(model.fc_norm)} == {nn.Identity}:
+        raise ConfigError("pool='avg-pretrained'", expected="avg or null: there is no final norm", where=source.name)
 
 
 def _check_whole(missing: list[str], source: BackboneSource) -> None:
@@ -174,7 +200,9 @@ def _check_whole(missing: list[str], source: BackboneSource) -> None:
             f"{source.checkpoint or source.name} has no {', '.join(missing[:3])}{more}",
             expected=f"all weights of {source.name}" + (f" with pool={source.pool!r}" if source.pool else ""),
             where="load_backbone",
-            fix="Another architecture's file, or another way to name its tensors, cannot be read",
+            fix="pool='avg' reads files whose norm is called fc_norm"
+            if missing == ["norm.weight", "norm.bias"]
+            else "Another architecture's file, or another way to name its tensors, cannot be read",
         )
 
 
@@ -216,27 +244,15 @@ def _preprocessing(model: nn.Module, source: BackboneSource) -> Preprocessing:
     )
 
 
-def vit_pico(source: BackboneSource) -> Backbone:
-    """A plain ViT for 32x32 images, 1.2 M parameters, trained on CIFAR-100 (53.7 % top-1); ships with promptvit."""
-    model = VisionTransformer(img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4, num_classes=0)
-    for field in ("checkpoint", "pool"):
-        if getattr(source, field) is not None:
-            raise ConfigError(
-                f"{field}={getattr(source, field)!r}", expected="none for a bundled backbone", where=source.name
-            )
-    if source.pretrained:
-        weights = load_file(str(files("promptvit.backbones") / "assets" / "vit_pico.safetensors"))
-        model.load_state_dict(
-            {name: w.float() for name, w in weights.items() if not name.startswith(ViTBackbone.heads)}
-        )
-    size = source.size or (32, 32)
-    if min(size) < 4:
-        raise ConfigError(f"image_size={source.image_size}", expected="at least one patch, 4x4", where=source.name)
-    if size != (32, 32):
-        model.set_input_size(size)
-    return from_timm(model, preprocessing=Preprocessing(size=size), source=source)
+def pico(name: str) -> dict[str, Any]:
+    """A plain ViT for 32x32 images with 1.2 M parameters, trained on CIFAR-100 (docs/reference/backbones.md)."""
+    file, half = str(files("promptvit.backbones") / "assets" / f"{name}.safetensors"), (0.5, 0.5, 0.5)
+    sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}
+    weights = {"file": file, "mean": half, "std": half, "classifier": "head"}
+    return {"model_name": "vit_tiny_patch16_224", "pretrained_cfg": weights, **sizes}
 
 
-BUNDLED.register("vit_pico", vit_pico)
+for name in ("vit_pico", "vit_pico_mae"):
+    BUNDLED.register(name, pico(name))
 for name in MOCO_V3:
     CONVERTED.register(name, moco_v3)

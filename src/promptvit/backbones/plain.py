@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from promptvit.backbones.attention import SelfAttention, project_keys_values
-from promptvit.backbones.base import Backbone, BackboneInfo, BlockInput, TokenBackbone
+from promptvit.backbones.base import Backbone, BackboneInfo, BlockInput, Positions, TokenBackbone
 from promptvit.errors import BackboneError, ConfigError
 from promptvit.shapes import Features, Tokens
 
@@ -32,6 +32,15 @@ class PlainBackbone(TokenBackbone, Generic[Model], ABC):
     def before_attention(self, index: int, x: Tensor) -> Tensor:
         """Rows of any kind [..., D] as the attention of block `index` takes them."""
         return cast(nn.Module, self.model.blocks[index].norm1)(x)
+
+    def rotation(self, index: int, rows: int, positions: Positions) -> Tensor | None:
+        """Rotary embedding of the first `rows` rows at block `index`; None without rotary positions."""
+        return None
+
+    @property
+    def norms_embedding(self) -> bool:
+        """`norm_pre`: of CLIP."""
+        return not isinstance(self.model.norm_pre, nn.Identity)
 
     def fold_block(self, index: int, given: BlockInput) -> BlockInput:
         """The prompts of block `index` as keys and values, without position; the gradient passes."""

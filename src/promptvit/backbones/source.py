@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from promptvit.errors import ConfigError
 
-Pool = Literal["token", "avg"]
+Pool = Literal["token", "avg", "avg-pretrained"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +19,9 @@ class BackboneSource:
       folder that holds a timm `config.json` and weights.
     - `checkpoint`: a local safetensors, pth or npz file with the weights for the architecture `name`.
     - `image_size`: input height and width in pixels; null is the checkpoint's own. Position embeddings are resampled.
-    - `pool`: how a ViT or EVA is read: `token` is its CLS row after the final norm, `avg` the mean of its patches
-      before a norm that starts at the identity where the weights have none (MAE); null is the model's own.
+    - `pool`: how a ViT or EVA is read: `token` is its CLS row after the final norm; `avg` the mean of its patches,
+      then a norm that starts at the identity where the weights have none for that (VPT's way to read MAE);
+      `avg-pretrained` the mean, then the final norm of the weights (SPT's way); null is the model's own.
     - `tuned`: a run or delta of this backbone whose method trained weights of it (full, partial, bias): they take the
       place of the pretrained ones.
     - `pretrained`: False leaves the weights random (tests and benchmarks).
@@ -38,7 +39,7 @@ class BackboneSource:
         if self.size is not None and min(self.size) < 1:
             problems.append(f"image_size={self.image_size}: expected at least 1 pixel")
         if self.pool not in (None, *get_args(Pool)):
-            problems.append(f"pool={self.pool!r}: expected token, avg or null")
+            problems.append(f"pool={self.pool!r}: expected token, avg, avg-pretrained or null")
         if not self.pretrained and (self.checkpoint or self.tuned):
             problems.append("pretrained=False: expected neither checkpoint nor tuned, whose weights it would leave out")
         ConfigError.collect(problems, "BackboneSource")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from promptvit.analysis.config import Variant
 from promptvit.backbones.source import BackboneSource
 from promptvit.cli.options import add_fields, command_line, expand, make_parser, note, option_value, parse
 from promptvit.data.config import DataConfig
@@ -36,12 +39,13 @@ def run(arguments: list[str]) -> None:
 
     from promptvit.train.loop import fit  # after parsing: help and wrong usage need no torch
 
+    variant = begun_variant(folder, values["nmi"]) if values["resume"] else values["nmi"]
     with Bars() as bars:
         summary = fit(
             config,
             folder,
             resume=values["resume"],
-            listener=bars.listener(),
+            listener=following(bars.listener(), variant),
             command=command_line("train", arguments),
         )
     print(json.dumps(summary, ensure_ascii=False) if values["json"] else describe(summary, folder))
@@ -57,6 +61,12 @@ def make_train_parser(method: str | None, *, with_method: bool) -> jsonargparse.
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     parser.add_argument(
+        "--nmi",
+        type=Variant | None,
+        default=None,
+        help="follow how much prompts tell of patches, epoch by epoch, in nmi.jsonl; see promptvit analyze nmi",
+    )
+    parser.add_argument(
         "--method.name", default=DEFAULT_METHOD, help="or --method; --method NAME --help adds its options here"
     )
     if with_method:
@@ -67,6 +77,28 @@ def make_train_parser(method: str | None, *, with_method: bool) -> jsonargparse.
     for prefix, config in (("data", DataConfig), ("backbone", BackboneSource), ("train", TrainConfig)):
         add_fields(parser, prefix, config)
     return parser
+
+
+def begun_variant(folder: Path, typed: Variant | None) -> Variant | None:
+    """The NMI that the run in `folder` has followed so far, or the `typed` one; raises ConfigError if these differ."""
+    from promptvit.analysis.nmi import read_curve
+
+    rows = read_curve(folder)
+    if not rows:
+        return typed
+    begun = rows[0]["variant"]
+    if typed not in (None, begun):
+        raise ConfigError(f"--nmi {typed} with --resume", expected=f"{begun}, as the run in {folder} was begun")
+    return begun
+
+
+def following(listener: Listener, variant: Variant | None) -> Listener:
+    """`listener` that also records this NMI."""
+    if variant is None:
+        return listener
+    from promptvit.analysis.nmi import record
+
+    return dataclasses.replace(listener, watch=partial(record, variant=variant))
 
 
 def default_folder(config: RunConfig) -> Path:

@@ -21,17 +21,20 @@ class DataConfig:
     - `geometry`: how an image meets the input size, see `Preprocessing`; null is squash. Recorded.
     - `augment`: what changes training images at random.
     - `validation_fraction`: share of the training images held out when there is no val split (not for digits).
+    - `train_share`: share of the training images that is used, class by class, at least one of each. For the same
+      `seed` a smaller share lies inside a larger one; validation and test images stay.
     - `train_on`: `train+val` also trains on the validation images, so validation says nothing after it.
     - `broken`: stop at the first image that cannot be decoded, or skip all of them and say which.
     - `cache_gib`: memory for decoded images of one split, in GiB; a split that does not fit is decoded anew.
     - `workers`: decoding processes for a split that does not fit.
-    - `seed`: of the held-out validation images (not for digits).
+    - `seed`: of the held-out validation images (not for digits) and of `train_share`.
     """
 
     source: str = "digits"
     geometry: Geometry | None = None
     augment: Augmentation = "none"
     validation_fraction: float = 0.2
+    train_share: float = 1.0
     train_on: TrainOn = "train"
     broken: BrokenPolicy = "error"
     cache_gib: float = 2.0
@@ -49,6 +52,8 @@ class DataConfig:
             problems.append(f"source={self.source!r}: expected digits or a folder")
         if not 0 < self.validation_fraction < 1:
             problems.append(f"validation_fraction={self.validation_fraction}: expected a value in (0, 1)")
+        if not 0 < self.train_share <= 1:
+            problems.append(f"train_share={self.train_share}: expected a value in (0, 1]")
         if not self.cache_gib >= 0:  # also catches nan
             problems.append(f"cache_gib={self.cache_gib}: expected 0 or more")
         if self.workers < 0:

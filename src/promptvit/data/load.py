@@ -10,7 +10,7 @@ from promptvit.data.dataset import ImageDataset, Progress
 from promptvit.data.digits import read_digits
 from promptvit.data.folder import read_folder
 from promptvit.data.lists import has_lists, read_lists
-from promptvit.data.task import Split, Task
+from promptvit.data.task import Split, Task, stratified_share
 from promptvit.errors import DataError
 from promptvit.preprocessing import Preprocessing
 from promptvit.registry import nearest
@@ -22,12 +22,14 @@ def load_task(config: DataConfig) -> Task:
     """The task of `config.source`, always with a val split; without test images, `test` is None.
 
     With `train_on="train+val"` the training split holds the validation images as well. The val split stays
-    as it is, so its accuracy is then training accuracy. Raises DataError on a source that cannot be used.
+    as it is, so its accuracy is then training accuracy. `train_share` is a share of all that. Raises DataError on
+    a source that cannot be used.
     """
     task = _read(config)
-    if config.train_on == "train+val":
-        return dataclasses.replace(task, train=task.train.join(task.val))
-    return task
+    train = task.train.join(task.val) if config.train_on == "train+val" else task.train
+    if config.train_share < 1:
+        train = stratified_share(train, config.train_share, config.seed)
+    return dataclasses.replace(task, train=train)
 
 
 def load_split(

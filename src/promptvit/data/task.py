@@ -106,6 +106,23 @@ def stratified_holdout(split: Split, fraction: float, seed: int) -> tuple[Split,
     return split.select(np.flatnonzero(~is_val)), split.select(np.flatnonzero(is_val))
 
 
+def stratified_share(split: Split, share: float, seed: int) -> Split:
+    """About `share` of the images of every class, at least one, in the order of `split`; the same for the same seed.
+
+    A smaller share lies inside a larger one. Of files, it does not matter in which order they are listed, nor where
+    their folder is.
+    """
+    assert 0 < share <= 1, share
+    kept = []
+    for label in np.unique(split.labels):
+        rows = np.flatnonzero(split.labels == label).tolist()
+        if isinstance(split.images, tuple):
+            rows.sort(key=split.images.__getitem__)
+        order = np.random.default_rng((seed, int(label))).permutation(len(rows))  # one draw per class and seed
+        kept += [rows[place] for place in order[: max(1, round(share * len(rows)))]]
+    return split.select(sorted(kept))
+
+
 def _check_array(name: str, array: np.ndarray, dtype: type, shape: str, has_shape: bool) -> None:
     if array.dtype != dtype or not has_shape:
         raise DataError(

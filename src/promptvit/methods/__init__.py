@@ -12,6 +12,7 @@ from promptvit.methods import (
     partial,
     pixel,
     side,
+    spt,
     vpt,
 )  # each registers its names
 from promptvit.methods.base import METHODS
@@ -29,5 +30,6 @@ __all__ = [
     "partial",
     "pixel",
     "side",
+    "spt",
     "vpt",
 ]

@@ -8,16 +8,14 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from torch import Tensor, nn
+from torch import nn
 
 from promptvit.backbones.base import Backbone, BackboneInfo, BlockInput, Readout
 from promptvit.errors import ConfigError
 from promptvit.methods.heads import HeadInit, linear_head
+from promptvit.methods.samples import Samples
 from promptvit.registry import Registry
 from promptvit.shapes import Features, Images
-
-Samples = Iterable[tuple[Tensor, Tensor]]
-"""Batches of the task's own training images: normalised images [B, channels, height, width], and labels [B]."""
 
 
 class Delta(nn.Module, ABC):
@@ -81,7 +79,12 @@ class Method(ABC):
         """Whether `start` wants images of the task."""
         return False
 
-    def start(self, delta: Delta, backbone: Backbone, samples: Samples, classes: int) -> None:
+    @property
+    def augments_samples(self) -> bool:
+        """Whether it wants them as training augments them."""
+        return False
+
+    def start(self, delta: Delta, backbone: Backbone, samples: Samples | None, classes: int) -> None:
         """Set initial values that come from the task's images or from files; a saved task is loaded without it."""
         return
 

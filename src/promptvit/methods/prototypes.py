@@ -9,7 +9,7 @@ from torch import Tensor
 from promptvit.backbones.base import TokenBackbone
 from promptvit.backbones.walk import walk
 from promptvit.errors import DataError
-from promptvit.methods.base import Samples
+from promptvit.methods.samples import Samples
 from promptvit.shapes import Images
 
 
@@ -20,17 +20,16 @@ def class_means(backbone: TokenBackbone, samples: Samples, classes: int) -> Floa
     One pass over `samples`, in memory that does not grow with their number; on the CPU. Raises DataError for a label
     outside of 0 to C-1, and for a class without images.
     """
-    device = next(backbone.parameters()).device
     sums = torch.zeros(backbone.info.depth + 1, classes, backbone.info.width, dtype=torch.float64)
     counts = torch.zeros(classes, dtype=torch.int64)
-    for images, labels in samples:
-        labels = labels.cpu()
+    for images, numbers in samples.batches():
+        labels = samples.labels[numbers]
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
             raise DataError(
                 f"labels from {labels.min()} to {labels.max()}", expected=f"0 to {classes - 1}", where="samples"
             )
         counts += torch.bincount(labels, minlength=classes)
-        sums.index_add_(1, labels, cls_rows(backbone, images.to(device)).cpu().double())
+        sums.index_add_(1, labels, cls_rows(backbone, images.to(next(backbone.parameters()))).cpu().double())
     missing = (counts == 0).nonzero().flatten().tolist()
     if missing:
         raise DataError(

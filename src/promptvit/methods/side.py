@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from promptvit.backbones.base import Backbone, BackboneInfo, BlockInput
 from promptvit.errors import BackboneError, ConfigError
-from promptvit.methods.base import METHODS, Delta, Method, Preset, Samples, unknown_choices
+from promptvit.methods.base import METHODS, Delta, Method, Preset, unknown_choices
+from promptvit.methods.samples import Samples
 from promptvit.shapes import Features, Images
 
 GRID = 6  # AlexNet's features are pooled to 6x6
@@ -46,7 +47,7 @@ class Side(Method):
         """A side network with random weights."""
         return SideNetwork(backbone.info.width)
 
-    def start(self, delta: Delta, backbone: Backbone, samples: Samples, classes: int) -> None:
+    def start(self, delta: Delta, backbone: Backbone, samples: Samples | None, classes: int) -> None:
         """Loads the ImageNet weights; raises BackboneError if they cannot be had."""
         assert isinstance(delta, SideNetwork)
         if self.weights == "imagenet":

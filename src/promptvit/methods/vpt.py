@@ -13,13 +13,14 @@ from torch import nn
 
 from promptvit.backbones.base import Backbone, BackboneInfo, Readout, TokenBackbone
 from promptvit.errors import ConfigError
-from promptvit.methods.base import METHODS, Delta, Method, Preset, Samples, unknown_choices
+from promptvit.methods.base import METHODS, Delta, Method, Preset, unknown_choices
 from promptvit.methods.bias import Bias
 from promptvit.methods.cls import Cls
 from promptvit.methods.full import Full
 from promptvit.methods.linear import Linear
 from promptvit.methods.prompts import Prompts, patch_embedding_bound
 from promptvit.methods.prototypes import class_means
+from promptvit.methods.samples import Samples
 
 WEIGHTS: dict[str, Method] = {
     "none": Linear(),
@@ -175,12 +176,13 @@ class VPT(Method):
         """Whether prompts start from class means."""
         return self.init in PROTOTYPES
 
-    def start(self, delta: Delta, backbone: Backbone, samples: Samples, classes: int) -> None:
+    def start(self, delta: Delta, backbone: Backbone, samples: Samples | None, classes: int) -> None:
         """Copy the class means, row c from class c; raises ConfigError unless there is one prompt per class."""
         if not self.needs_samples:
             return
         assert isinstance(delta, Prompts)
         assert isinstance(backbone, TokenBackbone)
+        assert samples is not None
         if self.length != classes:
             raise ConfigError(
                 f"length={self.length} with init={self.init}", expected=f"one prompt per class, {classes}", where="VPT"

@@ -12,7 +12,7 @@ from promptvit.errors import ConfigError
 
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "constant"]
-HeadInit = Literal["zeros", "paper"]
+HeadInit = Literal["zeros", "paper", "truncated"]  # as in methods/heads.py, whose import needs torch
 ClassWeights = Literal["none", "balanced"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -30,12 +30,14 @@ class TrainConfig:
     - `momentum`: of sgd.
     - `weight_decay`: of head and backbone weights; biases and norms have none.
     - `delta_weight_decay`: of prompts.
+    - `head_weight_decay`: of the head's weights alone; null is `weight_decay`.
     - `warmup_epochs`: the learning rate rises linearly, update by update; then the schedule.
       At most half of all updates.
     - `schedule`: `cosine` to 0 at the end, or `constant`.
     - `label_smoothing`: share of the target that goes to all classes alike.
     - `class_weights`: `balanced` weighs a class by the inverse of its number of images.
-    - `head`: `zeros` starts the head at zero; `paper` has a weight of standard deviation sqrt(2 / classes).
+    - `head`: `zeros` starts the head at zero; `paper` (VPT) has a weight of standard deviation sqrt(2 / classes);
+      `truncated` (SPT) one of 0.02, and bias zero.
     - `clip_norm`: the largest norm of all gradients together; null is no clipping.
     - `precision`: `bf16` and `fp16` are autocast; weights stay in fp32.
     - `checkpointing`: recompute blocks in the backward pass, for less memory.
@@ -52,6 +54,7 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 0.01
     delta_weight_decay: float = 0.0
+    head_weight_decay: float | None = None
     warmup_epochs: float = 2.0
     schedule: Schedule = "cosine"
     label_smoothing: float = 0.0
@@ -75,6 +78,8 @@ class TrainConfig:
             for name in ("weight_decay", "delta_weight_decay", "warmup_epochs", "seed")
             if not getattr(self, name) >= 0
         ]
+        if self.head_weight_decay is not None and not self.head_weight_decay >= 0:
+            problems.append(f"head_weight_decay={self.head_weight_decay}: expected 0 or more, or null")
         problems += [
             f"{name}={getattr(self, name)}: expected above 0"
             for name in ("learning_rate", "clip_norm")

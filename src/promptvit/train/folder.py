@@ -22,6 +22,7 @@ import yaml
 
 from promptvit.errors import ConfigError, DeltaError, OutputError
 from promptvit.files import write_all, write_json, write_text
+from promptvit.train.config import RunConfig
 
 Row = dict[str, Any]
 
@@ -69,8 +70,8 @@ class RunFolder:
             raise OutputError(
                 f"{self.root} holds a run already", fix="Go on with it: --resume; or choose another --out"
             )
-        known = yaml.safe_load(self.config.read_text()) or {}
-        changed = [name for name, values in _plain(config).items() if known.get(name) != values]
+        known = _completed(yaml.safe_load(self.config.read_text()) or {})
+        changed = [name for name, values in _completed(_plain(config)).items() if known[name] != values]
         if changed:
             raise ConfigError(
                 f"{', '.join(changed)} differ from {self.config}",
@@ -109,6 +110,12 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any]:
         """The result of a run that is done."""
         return json.loads(self.summary.read_text())
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """The same with the default of every field that it lacks: a file may be older than a field."""
+    defaults = _plain(RunConfig().to_dict())
+    return {name: {**values, **config.get(name, {})} for name, values in defaults.items()}
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

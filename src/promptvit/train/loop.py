@@ -28,13 +28,14 @@ from promptvit.data.task import Split
 from promptvit.data.transforms import augment, normalise
 from promptvit.errors import ConfigError, DeltaError, TrainingError
 from promptvit.methods import METHODS
-from promptvit.methods.base import Method, Samples
-from promptvit.model import tune
+from promptvit.methods.base import Method
+from promptvit.model import assemble, class_names, tune
 from promptvit.train.config import RunConfig
 from promptvit.train.device import make_accelerator
 from promptvit.train.evaluate import Metrics, evaluate
 from promptvit.train.folder import Row, RunFolder
 from promptvit.train.optim import learning_rate, make_loss, make_optimizer, schedule_factor, set_learning_rate
+from promptvit.train.samples import TrainingSamples
 
 CHECK_EVERY = 25
 """Steps between two looks at the losses: each look waits for the device."""
@@ -45,13 +46,15 @@ class Listener:
     """Who is told how a run goes on.
 
     `read` (split, images read so far, images in all), `begin` (updates in all, and already done), `step`,
-    `epoch` (its row).
+    `epoch` (its row), `watch` (epochs done, the run itself): before the first step, and after every epoch before the
+    epoch is on disk. So an epoch that a killed run repeats is told twice, and none is left out.
     """
 
     read: Callable[[str, int, int], None] = lambda split, done, total: None
     begin: Callable[[int, int], None] = lambda total, done: None
     step: Callable[[], None] = lambda: None
     epoch: Callable[[Row], None] = lambda row: None
+    watch: Callable[[int, Run], None] = lambda epoch, run: None
 
 
 def fit(
@@ -76,6 +79,8 @@ def fit(
         run = Run(config, method, run_folder, listener or Listener())
         try:
             run.take_up()
+            if not run.rows:
+                run.listener.watch(0, run)
             for epoch in range(len(run.rows), config.train.epochs):
                 run.train_epoch(epoch)
             run.finish(command)
@@ -110,10 +115,13 @@ class Run:
         geometry = config.data.geometry or backbone.preprocessing.geometry
         self.preprocessing = dataclasses.replace(backbone.preprocessing, geometry=geometry)
         self.images: dict[str, int] = {}
-        samples = self._samples() if method.needs_samples else None
-        if samples is not None:
-            backbone.to(self.accelerator.device)
-        self.model = tune(backbone, method, self.task.classes, head=settings.head, samples=samples)
+        if folder.state.exists():  # initial values come from there
+            self.model = assemble(backbone, method, class_names(self.task.classes), settings.head)
+        else:
+            samples = self._samples(method) if method.needs_samples else None
+            if samples is not None:
+                backbone.to(self.accelerator.device)
+            self.model = tune(backbone, method, self.task.classes, head=settings.head, samples=samples)
         self.model.preprocessing = self.preprocessing
         self.backbone_parameters = sum(weight.numel() for weight in backbone.weights().values())
         self._check_batch_norms()
@@ -134,14 +142,23 @@ class Run:
         """Read when it is first needed: a method that the backbone cannot have is refused before."""
         return self._dataset("train", self.task.train)
 
-    def _samples(self) -> Samples:
-        """Batches of training images in their own order, without augmentation, and their labels."""
-        settings, workers = self.config.train, self.config.data.workers
-        loader = make_loader(
-            self.train_set, batch_size=settings.batch_size, shuffle=False, seed=settings.seed, workers=workers
+    def _samples(self, method: Method) -> TrainingSamples:
+        """The training images that `method` starts from."""
+        settings, augmentation = self.config.train, self.config.data.augment
+        if method.augments_samples and augmentation == "none":
+            raise ConfigError(
+                "augment=True with data.augment=none: training images are not augmented",
+                expected="data.augment, or augment=False",
+                where=type(method).__name__,
+            )
+        return TrainingSamples(
+            self.train_set,
+            self.preprocessing,
+            device=self.accelerator.device,
+            batch_size=settings.batch_size,
+            augmentation=augmentation if method.augments_samples else "none",
+            seed=settings.seed,
         )
-        for pixels, labels in loader:
-            yield normalise(pixels.to(self.accelerator.device), self.preprocessing), labels
 
     def _check_batch_norms(self) -> None:
         """Raise ConfigError for settings that batch norms cannot have if they are trained."""
@@ -228,6 +245,7 @@ class Run:
             "seconds": time.perf_counter() - started,
         }
         self.rows.append(row)
+        self.listener.watch(epoch + 1, self)
         self._keep(row)
 
     @torch.no_grad()

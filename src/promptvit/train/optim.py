@@ -24,12 +24,13 @@ def make_optimizer(model: TunedModel, config: TrainConfig) -> torch.optim.Optimi
 
 
 def parameter_groups(model: TunedModel, config: TrainConfig) -> list[dict]:
-    """Trained parameters by their weight decay (the delta's own; weights; biases and norms) and by their `share` of
-    the learning rate (backbone; the rest)."""
+    """Trained parameters by their weight decay (the delta's own; the head's; backbone weights; biases and norms) and by
+    their `share` of the learning rate (backbone; the rest)."""
+    head_decay = config.weight_decay if config.head_weight_decay is None else config.head_weight_decay
     groups = []
     for module, decay, share in (
         (model.delta, config.delta_weight_decay, 1.0),
-        (model.head, config.weight_decay, 1.0),
+        (model.head, head_decay, 1.0),
         (model.backbone.model, config.weight_decay, model.method.backbone_share),
     ):
         trained = [p for p in module.parameters() if p.requires_grad]

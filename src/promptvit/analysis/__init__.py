@@ -1,0 +1,1 @@
+"""What tuned models and their runs look like from inside."""

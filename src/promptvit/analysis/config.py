@@ -1,0 +1,8 @@
+"""What can be asked of an analysis, as plain names. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Variant = Literal["attention", "tokens", "clustering"]
+"""How prompts and patches are compared for their NMI; see `promptvit.analysis.nmi`."""

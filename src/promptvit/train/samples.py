@@ -1,0 +1,54 @@
+"""The training images of a run, for methods whose initial values come from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from promptvit.data.config import Augmentation
+from promptvit.data.dataset import ImageDataset
+from promptvit.data.transforms import augment, normalise
+from promptvit.methods.samples import Samples
+from promptvit.preprocessing import Preprocessing
+from promptvit.shapes import Images
+
+
+class TrainingSamples(Samples):
+    """Images of `dataset` on `device`, as in evaluation, or one augmented view of each that depends on `seed` alone."""
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        preprocessing: Preprocessing,
+        *,
+        device: torch.device,
+        batch_size: int,
+        augmentation: Augmentation = "none",
+        seed: int = 0,
+    ) -> None:
+        self.dataset, self.preprocessing, self.device, self.batch_size = dataset, preprocessing, device, batch_size
+        self.augmentation: Augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def labels(self) -> Int64[Tensor, " n"]:
+        """See `Samples`."""
+        return self.dataset.labels
+
+    def images(self, numbers: Sequence[int]) -> Images:
+        """See `Samples`."""
+        pixels, _ = self.dataset.__getitems__(numbers)
+        if self.augmentation != "none":  # one by one: what an image becomes must not depend on its neighbours
+            views = [self._view(pixels[place : place + 1], number) for place, number in enumerate(numbers)]
+            pixels = torch.cat(views)
+        return normalise(pixels.to(self.device), self.preprocessing)
+
+    def _view(self, pixels: Tensor, number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 2**31 + number)
+        return augment(pixels, self.augmentation, self.preprocessing, generator)
