@@ -33,6 +33,7 @@ from promptvit.methods.prompts import Prompts
 from promptvit.methods.samples import Samples
 from promptvit.methods.vpt import VPT
 
+Source = Literal["random", "mean", "max", "kmeans"]
 PAPER_LENGTHS = {"deep": 20, "shallow": 100}
 
 
@@ -63,7 +64,7 @@ class SPT(Method):
 
     length: int | None = None
     depth: Literal["shallow", "deep"] = "deep"
-    source: Literal["random", "mean", "max", "kmeans"] = "random"
+    source: Source = "random"
     across: Literal["average", "sample"] = "average"
     images: int = 1024
     balanced: bool = False
