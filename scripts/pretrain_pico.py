@@ -6,8 +6,9 @@
 CIFAR-100. A killed run goes on from its last epoch when it is started again with the same arguments. At the end
 `weights.safetensors` (float16, timm's key names) and `card.json` lie in the folder.
 
-Supervised: label smoothing, padded crops (Touvron et al., DeiT, 2021, for the optimiser). Masked: 75 % of the patches
-are hidden, a narrow decoder predicts their normalised pixels (He et al., Masked Autoencoders, CVPR 2022).
+Supervised: label smoothing (Touvron et al., DeiT, 2021, for the optimiser). Masked: 75 % of the patches are hidden, a
+narrow decoder predicts their normalised pixels (He et al., Masked Autoencoders, CVPR 2022). Both see random parts of
+the images. `load_backbone("vit_pico", checkpoint="runs/mae/weights.safetensors")` reads what is written.
 """
 
 from __future__ import annotations
