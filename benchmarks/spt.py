@@ -3,7 +3,7 @@
 Two bundled backbones, five small tasks, one recipe. `vit_pico` is read at its CLS token; `vit_pico_mae` as the paper
 reads MAE: the mean of all rows, prompts included, through the pretrained norm. Runs that are done are not repeated, a
 killed one goes on. Waves: every method at its own learning rate; then a third of it and three times it, of which the
-last epoch's validation accuracy chooses (test images of other rates are not looked at); then other seeds. An early
+last epoch's validation accuracy chooses (test figures of other rates are not used); then other seeds. An early
 stop leaves whole waves, and the table says per cell what was run. Writes `docs/results/spt.md`, `.json` and pictures.
 """
 
@@ -204,7 +204,7 @@ def row(options: argparse.Namespace, cell: Cell, rates: int) -> dict[str, Any]:
         "val_top1": summary["result"]["val"]["top1"],
         "test_top1": summary["result"]["test"]["top1"],
         "epochs_to_95_percent": 1 + next(i for i, top1 in enumerate(validation) if top1 >= 0.95 * validation[-1]),
-        "nmi": [nmi[0]["mean"], nmi[-1]["mean"]] if nmi and cell.seed == 0 else None,
+        "nmi_at_own_rate": [nmi[0]["mean"], nmi[-1]["mean"]] if nmi and cell.seed == 0 else None,
         **{name: summary["cost"][name] for name in ("trained_parameters", "seconds")},
         "command": summary["command"],
         **json.loads((options.out / f"{cell.folder}.json").read_text()),
@@ -272,7 +272,7 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace, backbone: str
             by_task = {task: [100 * r["test_top1"] for r in own if r["task"] == task] for task in options.tasks}
             rates = sorted({r["rates_tried"] for r in own})
             epochs = statistics.mean(r["epochs_to_95_percent"] for r in own)
-            nmi = [r["nmi"] for r in own if r["nmi"]]
+            nmi = [r["nmi_at_own_rate"] for r in own if r["nmi_at_own_rate"]]
             change = " → ".join(f"{statistics.mean(ends):.3f}" for ends in zip(*nmi, strict=True)) or "none"
             counts = sorted({r["trained_parameters"] for r in own})
             cells = " | ".join(map(spread, by_task.values()))

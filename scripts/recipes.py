@@ -195,11 +195,12 @@ def fgvc_deep(name: str, pretraining: Pretraining, task: str) -> Recipe:
         settings = replace(settings, learning_rate=1e-1)
     duration = "; in the paper 25 min 48 s on 2 unnamed GPUs" if recipe == "mae-cub-deep" else ""
     result, full, vpt = (results(name, row)[task] for row in ("deep", "full", "vpt-deep"))
+    others = "; both quoted from other weights and another recipe" if name == "sup" else ""
     return Recipe(
         name=recipe,
         title=f"SPT-deep on {task}, {pretraining.title} ViT-B/16",
         facts={
-            "paper": f"{result} % of the test images, {source(name)} (full fine-tuning {full}, VPT-deep {vpt})",
+            "paper": f"{result} % of the test images, {source(name)} (full fine-tuning {full}, VPT-deep {vpt}{others})",
             "settings": "published by the authors" if recipe in PUBLISHED else unverified(pretraining),
             "cost": cost(IMAGES[task], f"{trained('deep', CLASSES[task]):,}") + duration,
             "data": layout(task),

@@ -64,6 +64,12 @@ def tune(
             where="tune",
             fix="tune(..., samples=DATASET), where DATASET[i] is a normalised image and its label",
         )
+    if method.augments_samples and not isinstance(samples, Samples):
+        raise ConfigError(
+            "augment=True with a dataset: its own transform says how images are augmented",
+            expected="augment=False",
+            where="tune",
+        )
     method.start(model.delta, model.backbone, None if samples is None else as_samples(samples), len(model.classes))
     return model
 

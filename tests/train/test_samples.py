@@ -53,7 +53,7 @@ def test_the_augmented_view_of_an_image_depends_on_its_number_and_the_seed_alone
     theirs = torch.cat([images for images, _ in many.batches(range(10))])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert not torch.equal(ours, samples_of(dataset).images(range(10)))
-    assert not torch.equal(ours, samples_of(dataset, augmentation="crop+flip", seed=4).images(range(10)))
+    assert not torch.equal(ours, samples_of(dataset, augmentation="crop+flip", seed=5).images(range(10)))
 
 
 def test_augmented_tokens_are_others_and_need_an_augmentation(digits_folder, dataset, tmp_path):
@@ -99,6 +99,15 @@ def test_too_few_tokens_and_broken_values_leave_no_folder(digits_folder, tmp_pat
     with pytest.raises(DataError, match=r"training image \d+ gives tokens at block 1 that are NaN"):
         fit(make_config(digits_folder), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_backbone_without_tokens_is_refused_before_images_are_read(digits_folder, tmp_path):
+    read = []
+    config = dataclasses.replace(make_config(digits_folder), method={"name": "spt-deep", "pooling": "all"})
+    config = dataclasses.replace(config, backbone=BackboneSource(name="test_convnext", pretrained=False))
+    with pytest.raises(ConfigError, match="prompts need tokens to join"):
+        fit(config, tmp_path / "run", listener=Listener(read=lambda *what: read.append(what)))
+    assert not read
 
 
 def test_the_batch_size_of_training_does_not_change_the_start(digits_folder, tmp_path):

@@ -40,8 +40,8 @@ from promptvit.train.loop import Run
 
 BlockNMI = list[float | None]
 """NMI at each block; None at a block without prompts."""
-IMAGES = 64
-"""How many images an NMI is measured on unless told otherwise."""
+IMAGES: dict[Variant, int] = {"attention": 64, "tokens": 64, "clustering": 8}
+"""On how many images a variant is measured unless told otherwise: k-means is slow."""
 SMOOTHING = 1e-8
 BATCH_SIZE = 32
 
@@ -166,15 +166,21 @@ def mean_nmi(blocks: BlockNMI) -> float:
     return sum(known) / len(known)
 
 
-def task_nmi(model: TunedModel, data: DataConfig, variant: Variant = "attention", images: int = IMAGES) -> BlockNMI:
-    """`prompt_nmi` on at most `images` validation images of the task in `data`, the same ones each time."""
+def task_nmi(
+    model: TunedModel, data: DataConfig, variant: Variant = "attention", images: int | None = None
+) -> BlockNMI:
+    """`prompt_nmi` on at most `images` validation images of the task in `data`, the same ones each time.
+
+    None: as many as `IMAGES` says.
+    """
     split = load_task(data).val
-    dataset = load_split(split.select(_chosen(len(split), images)), model.preprocessing, data)
+    dataset = load_split(split.select(_chosen(len(split), images, variant)), model.preprocessing, data)
     return _dataset_nmi(model, dataset, variant, range(len(dataset)))
 
 
-def _chosen(count: int, wanted: int) -> list[int]:
+def _chosen(count: int, wanted: int | None, variant: Variant) -> list[int]:
     """At most `wanted` numbers below `count`, without regard to order: lists may be sorted by class, or cycle."""
+    wanted = IMAGES[variant] if wanted is None else wanted
     if wanted < 1:
         raise ConfigError(f"images={wanted}", expected="at least 1", where="NMI")
     return sorted(np.random.default_rng(0).permutation(count)[:wanted].tolist())
@@ -186,7 +192,7 @@ def _dataset_nmi(model: TunedModel, dataset: ImageDataset, variant: Variant, ind
     return prompt_nmi(model, (normalise(part.to(model.device), model.preprocessing) for part in parts), variant)
 
 
-def record(epoch: int, run: Run, *, variant: Variant = "attention", images: int = IMAGES) -> None:
+def record(epoch: int, run: Run, *, variant: Variant = "attention", images: int | None = None) -> None:
     """Puts a row into `nmi.jsonl` of a run in progress: the `watch` of a `Listener`, as `partial(record, variant=...)`.
 
     A row: `epoch` (0 is the start), `variant`, `blocks`, their `mean`, `seconds`. Rows of this epoch or later ones,
@@ -195,7 +201,7 @@ def record(epoch: int, run: Run, *, variant: Variant = "attention", images: int 
     if not run.accelerator.is_main_process:
         return
     started, dataset = time.perf_counter(), cast(ImageDataset, run.val_loader.dataset)
-    blocks = _dataset_nmi(run.model, dataset, variant, _chosen(len(dataset), images))
+    blocks = _dataset_nmi(run.model, dataset, variant, _chosen(len(dataset), images, variant))
     seconds = time.perf_counter() - started
     row = {"epoch": epoch, "variant": variant, "blocks": blocks, "mean": mean_nmi(blocks), "seconds": seconds}
     rows = [*(row for row in read_curve(run.folder.root) if row["epoch"] < epoch), row]

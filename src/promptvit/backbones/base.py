@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -262,6 +263,9 @@ class TokenBackbone(Backbone, ABC):
     def embed_patches(self, images: Images) -> Tokens:
         """Patches alone [B, h*w, D], no prefix rows and no positions: timm's patch embedding, at any image size."""
         embedding = cast(nn.Module, self.model.patch_embed)
+        if embedding.dynamic_img_pad:
+            down, right = (-size % patch for size, patch in zip(images.shape[2:], self.info.patch_size, strict=True))
+            images = F.pad(images, (0, right, 0, down))
         projected = cast(nn.Module, embedding.proj)(images).flatten(2).transpose(1, 2)
         return cast(nn.Module, embedding.norm)(projected)
 

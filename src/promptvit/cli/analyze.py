@@ -81,7 +81,9 @@ def make_nmi_parser() -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="runs' folders")
     parser.add_argument("--variant", type=Variant, default="attention", help="how prompts and patches are compared")
-    parser.add_argument("--images", type=int, default=64, help="validation images, at most")
+    parser.add_argument(
+        "--images", type=int | None, default=None, help="validation images, at most; null is 64, or 8 for clustering"
+    )
     parser.add_argument("--figure", type=str | None, default=None, help="draw NMI against epoch: a .png or .svg file")
     parser.add_argument("--device", type=Device, default="auto", help="where to compute")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

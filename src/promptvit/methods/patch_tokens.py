@@ -91,24 +91,16 @@ class Averaged(Collector):
         return self.total
 
 
-class Clustered(Collector):
-    """The centres of a k-means (Lloyd, k-means++ start) over tokens at drawn (image, token) pairs."""
+class Clustered(Picked):
+    """The centres of a k-means (Lloyd, k-means++ start) over rows at drawn (image, token) pairs."""
 
     def __init__(self, pairs: np.ndarray, centres: int, seed: int) -> None:
-        self.tokens, self.centres, self.seed = Picked(pairs, pool=lambda tokens: tokens), centres, seed
-
-    @property
-    def needed(self) -> np.ndarray:
-        """See `Collector`."""
-        return self.tokens.needed
-
-    def add(self, tokens: Float[Tensor, "B M D"], places: Sequence[int]) -> None:
-        """See `Collector`."""
-        self.tokens.add(tokens, places)
+        super().__init__(pairs, pool=lambda tokens: tokens)
+        self.centres, self.seed = centres, seed
 
     def result(self) -> Float[Tensor, "P D"]:
         """See `Collector`."""
-        return cluster(self.tokens.result(), self.centres, self.seed)
+        return cluster(super().result(), self.centres, self.seed)
 
 
 def cluster(tokens: Float[Tensor, "n D"], centres: int, seed: int) -> Float[Tensor, "P D"]:
@@ -119,7 +111,7 @@ def cluster(tokens: Float[Tensor, "n D"], centres: int, seed: int) -> Float[Tens
     model = KMeans(n_clusters=centres, n_init="auto", random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer tokens differ than there are centres
-        model.fit(tokens.numpy())
+        model.fit(tokens.to(torch.promote_types(tokens.dtype, torch.float32)).numpy())
     return torch.from_numpy(model.cluster_centers_)
 
 
@@ -139,7 +131,10 @@ def draw(
 
 
 def first_of_each(classes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """An order of places in `classes`: the first ones of all classes, in a random order, then all second ones, ..."""
+    """An order of places in `classes`: the first ones of all classes, in a random order, then all second ones, ...
+
+    First and second are meant as `classes` has them: shuffle it before.
+    """
     by_class = np.argsort(classes, kind="stable")
     starts = np.flatnonzero(np.diff(classes[by_class], prepend=-1))
     rank = np.empty(len(classes), dtype=np.int64)

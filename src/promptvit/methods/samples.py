@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -68,27 +69,37 @@ class DatasetSamples(Samples):
 
     def images(self, numbers: Sequence[int]) -> Images:
         """See `Samples`."""
-        return torch.stack([self._item(number)[0] for number in numbers])
+        images = [self._item(number)[0] for number in numbers]
+        for number, image in zip(numbers, images, strict=True):
+            if image.shape != images[0].shape:
+                raise DataError(
+                    f"samples[{number}] has shape {list(image.shape)}",
+                    expected=f"{list(images[0].shape)}, as samples[{numbers[0]}] has",
+                    where="samples",
+                    fix="A transform brings all images to one size",
+                )
+        return torch.stack(images)
 
     def _item(self, number: int) -> tuple[Tensor, int]:
+        """Image and label; raises DataError for anything else."""
         item = self.dataset[number]
-        if not (
-            isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], Tensor) and item[0].ndim == 3
-        ):
-            raise DataError(
-                f"samples[{number}] is {_described(item)}",
-                expected="a normalised image [channels, height, width] and its label",
-                where="samples",
-                fix="A loader's `dataset` has single images; a transform turns pictures into normalised tensors",
-            )
-        return item[0], int(item[1])
+        if isinstance(item, tuple | list) and len(item) == 2:
+            image, label = item[0], _class_of(item[1])
+            if isinstance(image, Tensor) and image.ndim == 3 and image.is_floating_point() and label is not None:
+                return image, label
+        raise DataError(
+            f"samples[{number}] is {_described(item)}",
+            expected="a normalised image [channels, height, width] of floats, and its label from 0 on",
+            where="samples",
+            fix="A loader's `dataset` has single images; a transform turns pictures into normalised tensors",
+        )
 
 
-def as_samples(given: Samples | Dataset) -> Samples:
-    """`given`, or a dataset as samples; raises ConfigError for what has no length or cannot be read by number, and
-    DataError for an empty one."""
+def as_samples(given: object) -> Samples:
+    """Samples as they are, or a dataset as samples; raises ConfigError for what has no length or cannot be read by
+    number, and DataError for an empty one."""
     if not isinstance(given, Samples):
-        if not isinstance(given, Dataset):
+        if not isinstance(given, Dataset) or isinstance(given, Mapping):
             raise ConfigError(
                 f"samples is a {type(given).__name__}",
                 expected="a map-style dataset: dataset[i] is a normalised image and its label",
@@ -101,10 +112,13 @@ def as_samples(given: Samples | Dataset) -> Samples:
     return given
 
 
+def _class_of(label: object) -> int | None:
+    """A whole number from 0 on, of whatever type; None for anything else."""
+    value = label.tolist() if isinstance(label, Tensor | np.ndarray | np.generic) else label
+    return value if isinstance(value, int) and value >= 0 else None
+
+
 def _described(item: object) -> str:
-    shapes = [list(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in _parts(item)]
-    return f"a {type(item).__name__} of {', '.join(map(str, shapes))}"
-
-
-def _parts(item: object) -> list[object]:
-    return list(item) if isinstance(item, tuple | list) else [item]
+    parts = item if isinstance(item, tuple | list) else [item]
+    kinds = [f"{p.dtype} {list(p.shape)}" if isinstance(p, Tensor) else repr(p)[:40] for p in parts]
+    return f"a {type(item).__name__} of {', '.join(kinds)}"

@@ -50,9 +50,11 @@ class SPT(Method):
       pooled vectors, as the official code does.
     - `images`: at most so many distinct training images, drawn at random if there are more.
     - `balanced`: every class counts the same; without it every image does.
-    - `augment`: images as training augments them (`--data.augment`), one view of each; else as in evaluation.
+    - `augment`: in `promptvit train` and `fit`, images as training augments them (`--data.augment`), one view of each,
+      drawn by `train.seed`; else as in evaluation.
     - `layer0_positions`: at the first block, tokens with position embedding; without it a prompt sits at no place of
-      the grid, as in the paper. A backbone with a norm before its first block (CLIP) always has them.
+      the grid, as in the paper. A backbone with a norm before its first block (CLIP) always has them; one that adds no
+      positions to tokens (Swin, rotary ones) has none.
     - `capture`: `plain` reads all blocks in one forward pass without prompts; `sequential` has the prompts of earlier
       blocks in place while it reads the next, in one pass per block.
     - `seed`: of everything that is drawn. The same for the same seed, whatever the batch size or the device.
@@ -103,7 +105,7 @@ class SPT(Method):
         ConfigError.collect([*problems, *(reason for reason, holds in meaningless.items() if holds)], "SPT")
 
     @property
-    def prompts(self) -> VPT:
+    def vpt(self) -> VPT:
         """The method that trains what this starts."""
         return VPT(
             length=self.length or PAPER_LENGTHS[self.depth],
@@ -115,11 +117,11 @@ class SPT(Method):
 
     def refusal(self, info: BackboneInfo) -> str:
         """VPT's."""
-        return self.prompts.refusal(info)
+        return self.vpt.refusal(info)
 
     def build(self, backbone: Backbone) -> Delta:
         """Prompts as those of VPT, until `start`."""
-        return self.prompts.build(backbone)
+        return self.vpt.build(backbone)
 
     @property
     def readout(self) -> Readout:
@@ -144,15 +146,17 @@ class SPT(Method):
         assert samples is not None
         chosen = self.chosen(samples)
         blocks = [block for stage in delta.prompts for block in stage.unbind(0)]  # [P, D] each, views
-        collectors = self.collectors(backbone, samples, chosen, len(blocks))
+        collectors = dict(enumerate(self.collectors(backbone, samples, chosen, len(blocks))))
+        found: list[Tensor] = []
         if self.capture == "plain":
-            capture(backbone, samples, chosen, dict(enumerate(collectors)), self.layer0_positions)
-            for prompts, collector in zip(blocks, collectors, strict=True):
-                prompts.copy_(collector.result())
-            return
-        for index, (prompts, collector) in enumerate(zip(blocks, collectors, strict=True)):
-            capture(backbone, samples, chosen, {index: collector}, self.layer0_positions, blocks[:index])
-            prompts.copy_(collector.result())
+            capture(backbone, samples, chosen, collectors, self.layer0_positions)
+            found = [collector.result() for collector in collectors.values()]
+        else:
+            for index, collector in collectors.items():
+                capture(backbone, samples, chosen, {index: collector}, self.layer0_positions, found)
+                found.append(collector.result())
+        for prompts, values in zip(blocks, found, strict=True):
+            prompts.copy_(values)
 
     def chosen(self, samples: Samples) -> np.ndarray:
         """The numbers of the images that tokens come from, sorted; balanced over classes if so asked."""
@@ -163,9 +167,10 @@ class SPT(Method):
             )
         if len(samples) <= self.images:
             return np.arange(len(samples))
+        order = generator.permutation(len(samples))
         if self.balanced:
-            return np.sort(first_of_each(samples.labels.numpy(), generator)[: self.images])
-        return np.sort(generator.choice(len(samples), self.images, replace=False))
+            order = order[first_of_each(samples.labels.numpy()[order], generator)]
+        return np.sort(order[: self.images])
 
     def collectors(self, backbone: TokenBackbone, samples: Samples, chosen: np.ndarray, blocks: int) -> list[Collector]:
         """One per block, with all that is drawn."""
@@ -175,7 +180,7 @@ class SPT(Method):
 
     def collector(self, index: int, images: int, tokens: int, labels: np.ndarray | None) -> Collector:
         """Of block `index`, for `images` images of `tokens` patch tokens, with `labels` if classes are balanced."""
-        length = self.length or PAPER_LENGTHS[self.depth]
+        length = self.vpt.length
         generator = np.random.default_rng((self.seed, index + 1))
         if self.source in ("random", "kmeans"):
             self.check_length(length, images * tokens, f"{images} images have {tokens} patch tokens each")
@@ -218,10 +223,11 @@ def capture(
     `before`: prompts [P, D] of the first blocks, in place meanwhile. Raises DataError for tokens that are not finite.
     """
     needed = np.unique(np.concatenate([collector.needed for collector in collectors.values()]))
-    inputs = [*(BlockInput(tokens=tokens) for tokens in before), *[NOTHING] * (backbone.info.depth - len(before))]
+    like = next(backbone.parameters())  # images and prompts as the backbone has it: its device and type
+    inputs = [*(BlockInput(tokens=t.to(like)) for t in before), *[NOTHING] * (backbone.info.depth - len(before))]
     place_of = {int(number): place for place, number in enumerate(chosen)}
     for images, numbers in samples.batches(chosen[needed].tolist()):
-        images = images.to(next(backbone.parameters()))  # its device and type
+        images = images.to(like)
         places = [place_of[number] for number in numbers]
         for rows in walk(backbone, images, inputs):
             if rows.index in collectors:

@@ -2,6 +2,7 @@
 
 config.yaml     the whole configuration, reusable
 metrics.jsonl   a row per epoch
+nmi.jsonl       NMI of prompts and patches, a row per epoch, if asked for (promptvit.analysis.nmi)
 state/          what a killed run needs to go on: the last whole epoch
 delta/          the result (see promptvit.checkpoint)
 summary.json    figures, protocol, versions, cost

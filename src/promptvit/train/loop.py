@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -29,7 +30,7 @@ from promptvit.data.transforms import augment, normalise
 from promptvit.errors import ConfigError, DeltaError, TrainingError
 from promptvit.methods import METHODS
 from promptvit.methods.base import Method
-from promptvit.model import assemble, class_names, tune
+from promptvit.model import assemble, class_names
 from promptvit.train.config import RunConfig
 from promptvit.train.device import make_accelerator
 from promptvit.train.evaluate import Metrics, evaluate
@@ -76,21 +77,19 @@ def fit(
     run_folder = RunFolder(Path(folder))
     run_folder.check(config.to_dict(), resume=resume)
     if not run_folder.summary.exists():
-        run = Run(config, method, run_folder, listener or Listener())
         try:
-            run.take_up()
-            if not run.rows:
-                run.listener.watch(0, run)
-            for epoch in range(len(run.rows), config.train.epochs):
-                run.train_epoch(epoch)
-            run.finish(command)
+            with closing(Run(config, method, run_folder, listener or Listener())) as run:
+                run.take_up()
+                if not run.rows:
+                    run.listener.watch(0, run)
+                for epoch in range(len(run.rows), config.train.epochs):
+                    run.train_epoch(epoch)
+                run.finish(command)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"out of memory on {run.accelerator.device} at batch_size={config.train.batch_size}",
+                f"out of memory on device={config.train.device} at batch_size={config.train.batch_size}",
                 fix="Try a smaller --train.batch_size with --train.accumulate, or --train.checkpointing true",
             ) from error
-        finally:
-            run.close()
     return run_folder.read_summary()
 
 
@@ -115,13 +114,13 @@ class Run:
         geometry = config.data.geometry or backbone.preprocessing.geometry
         self.preprocessing = dataclasses.replace(backbone.preprocessing, geometry=geometry)
         self.images: dict[str, int] = {}
-        if folder.state.exists():  # initial values come from there
-            self.model = assemble(backbone, method, class_names(self.task.classes), settings.head)
-        else:
+        if method.needs_samples:
+            backbone.to(self.accelerator.device)
+        classes = class_names(self.task.classes)
+        self.model = assemble(backbone, method, classes, settings.head)
+        if not folder.state.exists():  # else values come from there
             samples = self._samples(method) if method.needs_samples else None
-            if samples is not None:
-                backbone.to(self.accelerator.device)
-            self.model = tune(backbone, method, self.task.classes, head=settings.head, samples=samples)
+            method.start(self.model.delta, self.model.backbone, samples, len(classes))
         self.model.preprocessing = self.preprocessing
         self.backbone_parameters = sum(weight.numel() for weight in backbone.weights().values())
         self._check_batch_norms()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -50,5 +51,7 @@ class TrainingSamples(Samples):
         return normalise(pixels.to(self.device), self.preprocessing)
 
     def _view(self, pixels: Tensor, number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 2**31 + number)
+        # Both numbers go through a hash: torch takes the low 32 bits of a seed alone.
+        seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
         return augment(pixels, self.augmentation, self.preprocessing, generator)

@@ -1,0 +1,30 @@
+import re
+
+import pytest
+
+from promptvit.analysis.figures import COLOURS, MARKERS, draw_curves
+from promptvit.errors import ConfigError
+
+CURVE = [(0, 0.1), (1, 0.3), (2, 0.2)]
+
+
+def test_every_curve_has_its_name_as_it_is(tmp_path):
+    names = ["plain", "_private", "a$b$c", "<&>"]
+    draw_curves(tmp_path / "new" / "nmi.svg", dict.fromkeys(names, CURVE), "values")
+    text = (tmp_path / "new" / "nmi.svg").read_text()
+    assert all(f">{name}</text>" in text for name in ["plain", "_private", "a$b$c", "&lt;&amp;&gt;", "epoch", "values"])
+
+
+def test_curves_beyond_the_colours_still_differ(tmp_path):
+    count = len(COLOURS) + 1
+    draw_curves(tmp_path / "nmi.svg", {str(number): [(0, 0.1)] for number in range(count)}, "values")
+    drawn = {colour for colour in COLOURS if colour.lower() in (tmp_path / "nmi.svg").read_text()}
+    assert drawn == set(COLOURS)
+    assert len(set(zip(COLOURS * 8, MARKERS * 7, strict=True))) == 56
+
+
+@pytest.mark.parametrize("name", ["nmi", "nmi.pdf", ".svg"])
+def test_another_format_is_refused(name, tmp_path):
+    with pytest.raises(ConfigError, match=re.escape(f"a figure called {name}; expected .png or .svg")):
+        draw_curves(tmp_path / name, {"run": CURVE}, "values")
+    assert not list(tmp_path.iterdir())
