@@ -2,7 +2,7 @@
 
 ViT-S/16 at 224 with random weights, 12 blocks, 50 prompts each. Time: all four sources over 500 images against the
 plain forward pass over the same images, in turns in one process, medians of ratios. Memory: in a fresh process, the
-largest resident size at any batch and at the end of the start, less the size before it, for 100, 300 and 1,000 images.
+largest resident size at any batch and at the end of the start, less the size before it, for 100 and 1,000 images.
 Images are made when they are read. Writes `docs/results/spt-start.md` and `.json`.
 """
 
@@ -68,8 +68,7 @@ def main() -> None:
         print(json.dumps(own_memory(cast(Source, source), int(images))))
         return
     memory = {
-        source: {images: memory_of(source, images, options.threads) for images in (100, 300, 1000)}
-        for source in SOURCES
+        source: {images: memory_of(source, images, options.threads) for images in (100, 1000)} for source in SOURCES
     }
     found = {
         "time": times(options.images, options.rounds),
@@ -153,12 +152,12 @@ def markdown(found: dict) -> str:
         f"of {found['rounds']} rounds, against the plain forward pass over the same images in the same round. Memory:",
         "in a fresh process, the largest resident size at any batch of the start and behind it, less the size before.",
         "",
-        "| source | seconds | times the forward pass | MiB at 100 images | at 300 | at 1,000 |",
-        "|---|---|---|---|---|---|",
+        "| source | seconds | times the forward pass | MiB at 100 images | at 1,000 |",
+        "|---|---|---|---|---|",
     ]
     for name, time_ in found["time"].items():
         of = found["memory"].get(name, {})
-        added = " | ".join(f"{each['added']:.0f}" for each in of.values()) if of else "| |"
+        added = " | ".join(f"{each['added']:.0f}" for each in of.values()) if of else "|"
         lines.append(f"| {name} | {time_['seconds']:.1f} | {time_['to_forward']:.2f} | {added} |")
     kind = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
     return "\n".join(
