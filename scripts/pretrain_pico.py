@@ -1,10 +1,10 @@
 """Pre-train the bundled backbones on CIFAR-100: `vit_pico` with labels, `vit_pico_mae` as a masked autoencoder.
 
-    python -m scripts.pretrain_pico masked --data pretrain_cifar100.npz --out runs/mae --epochs 100
+    python -m scripts.pretrain_pico masked --data cifar100 --out runs/mae --epochs 100
 
-`--data` is an npz file with encoded images (`data`, `offsets`, `labels`, `split`), or a folder for torchvision's
-CIFAR-100. A killed run goes on from its last epoch when it is started again with the same arguments. At the end
-`weights.safetensors` (float16, timm's key names) and `card.json` lie in the folder.
+`--data` is a folder, where torchvision downloads CIFAR-100, or an npz file with encoded images (`data`, `offsets`,
+`labels`, `split`). A killed run goes on from its last epoch when it is started again with the same arguments. At the
+end `weights.safetensors` (float16, timm's key names) and `card.json` lie in the folder.
 
 Supervised: label smoothing (Touvron et al., DeiT, 2021, for the optimiser). Masked: 75 % of the patches are hidden, a
 narrow decoder predicts their normalised pixels (He et al., Masked Autoencoders, CVPR 2022). Both see random parts of
@@ -65,7 +65,7 @@ class Images:
 
 def read(source: Path, split: Literal["train", "test"]) -> Images:
     """One split of CIFAR-100, decoded."""
-    if source.is_dir():
+    if source.suffix != ".npz":
         from torchvision.datasets import CIFAR100
 
         own = CIFAR100(str(source), train=split == "train", download=True)

@@ -130,7 +130,10 @@ class Recipe:
         for text in (*(f"{name}: {fact}" for name, fact in facts.items()), SELECTION):
             lines += textwrap.wrap(text, 118, subsequent_indent="  ")
         command = f"promptvit train --config recipes/spt/{self.name}.yaml"
-        lines += ["command: " + self.loop.format(command + options) for options in self.options]
+        lines += [
+            "command: " + self.loop.format(command + options, "vpt" if "vpt" in options else "spt")
+            for options in self.options
+        ]
         header = "".join(f"# {line}\n" for line in lines)
         return header + "\n" + yaml.safe_dump(self.config, sort_keys=False)
 
@@ -175,13 +178,14 @@ def recipes() -> Iterator[Recipe]:
         "prompt length",
         "a figure, read to ±0.5, for 20, 40, 60, 80, 100 prompts: SPT 80.1, 80.7, 80.7, 81.1, 82.2; "
         "VPT 68.3, 59.5, 67.0, 70.2, 54.6",
-        loop="for P in 20 40 60 80 100; do {} --method.length $P; done",
+        loop="for P in 20 40 60 80 100; do {} --method.length $P --out runs/length-{}-$P; done",
     )
     yield study(
         "study-share",
         "share of the training images",
         "a figure, whose values are unverified",
-        loop="for S in 0.1 0.2 0.4 0.6 0.8 1.0; do {} --method.length 20 --data.train_share $S; done",
+        loop="for S in 0.1 0.2 0.4 0.6 0.8 1.0; do {} --method.length 20 --data.train_share $S "
+        "--out runs/share-{}-$S; done",
     )
     for name, bundled in (("sup", "vit_pico"), ("mae", "vit_pico_mae")):
         yield from mini(name, replace(PRETRAININGS[name], backbone={**PRETRAININGS[name].backbone, "name": bundled}))
@@ -269,7 +273,7 @@ def start(mode: str, tokens: str, *numbers: str) -> Recipe:
             "supervised on Caltech-101 {}".format("a" if frozen else "b", *numbers)
             + note,
             "settings": "published by the authors for random tokens, trained, MAE on CUB; unverified for all else",
-            "cost": cost(IMAGES["CUB"], f"{trained('head' if frozen else 'deep', CLASSES['CUB']):,}"),
+            "cost": "on CUB " + cost(IMAGES["CUB"], f"{trained('head' if frozen else 'deep', CLASSES['CUB']):,}"),
             "data": f"{layout('CUB')}; Caltech-101 is that of VTAB-1k",
         },
         options=("", caltech, supervised, supervised + caltech),

@@ -59,18 +59,19 @@ def tune(
     model = assemble(backbone, method, class_names(classes), head)
     if method.needs_samples and samples is None:
         raise ConfigError(
-            f"{method} starts from the task's images",
+            f"the method {method.kind} starts from the task's images",
             expected="samples",
             where="tune",
             fix="tune(..., samples=DATASET), where DATASET[i] is a normalised image and its label",
         )
-    if method.augments_samples and not isinstance(samples, Samples):
+    known = None if samples is None else as_samples(samples)
+    if method.augments_samples and known is not None and not known.augmented:
         raise ConfigError(
-            "augment=True with a dataset: its own transform says how images are augmented",
-            expected="augment=False",
+            "augment=True with samples that are not augmented views",
+            expected="augment=False: a dataset's own transform says how its images are augmented",
             where="tune",
         )
-    method.start(model.delta, model.backbone, None if samples is None else as_samples(samples), len(model.classes))
+    method.start(model.delta, model.backbone, known, len(model.classes))
     return model
 
 

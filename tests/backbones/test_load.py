@@ -36,8 +36,7 @@ def assert_same_tensors(model, expected):
 
 
 ASSETS = files("promptvit.backbones") / "assets"
-ABSENT = pytest.mark.skipif(not (ASSETS / "vit_pico_mae.safetensors").is_file(), reason="its weights are not here yet")
-PICO = ["vit_pico", pytest.param("vit_pico_mae", marks=ABSENT)]
+PICO = ["vit_pico", "vit_pico_mae"]
 
 
 def asset(name):

@@ -525,11 +525,14 @@ def test_images_of_several_sizes_and_mappings_are_refused(vit, untyped):
         pv.tune(vit, SPT(source="mean", length=2), CLASSES, samples=sizes)
     with pytest.raises(ConfigError, match="samples is a dict"):
         pv.tune(vit, SPT(), CLASSES, samples={"image": 1})
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        DatasetSamples(sizes, batch_size=0)
 
 
 def test_augment_is_for_our_own_training(vit, data):
-    with pytest.raises(ConfigError, match="its own transform"):
-        pv.tune(vit, SPT(augment=True), CLASSES, samples=data)
+    for samples in (data, DatasetSamples(data)):
+        with pytest.raises(ConfigError, match="dataset's own transform"):
+            pv.tune(vit, SPT(augment=True), CLASSES, samples=samples)
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -28,6 +28,8 @@ class Samples(ABC):
     """Images by number, from 0 to n-1, in an order that does not change; read `batch_size` at a time."""
 
     batch_size: int = 32
+    augmented: bool = False
+    """Whether these are views as training augments them."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -54,6 +56,8 @@ class DatasetSamples(Samples):
     """A map-style dataset of normalised images and labels; labels are read, with their images, when first asked for."""
 
     def __init__(self, dataset: Dataset, batch_size: int = 32) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}", expected="at least 1", where="DatasetSamples")
         self.dataset, self.batch_size = dataset, batch_size
         self._labels: Tensor | None = None
 

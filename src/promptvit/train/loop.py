@@ -87,7 +87,7 @@ def fit(
                 run.finish(command)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"out of memory on device={config.train.device} at batch_size={config.train.batch_size}",
+                f"out of memory at batch_size={config.train.batch_size}: {str(error).splitlines()[0]}",
                 fix="Try a smaller --train.batch_size with --train.accumulate, or --train.checkpointing true",
             ) from error
     return run_folder.read_summary()

@@ -32,6 +32,7 @@ class TrainingSamples(Samples):
     ) -> None:
         self.dataset, self.preprocessing, self.device, self.batch_size = dataset, preprocessing, device, batch_size
         self.augmentation: Augmentation = augmentation
+        self.augmented = augmentation != "none"
         self.seed = seed
 
     def __len__(self) -> int:
@@ -45,7 +46,7 @@ class TrainingSamples(Samples):
     def images(self, numbers: Sequence[int]) -> Images:
         """See `Samples`."""
         pixels, _ = self.dataset.__getitems__(numbers)
-        if self.augmentation != "none":  # one by one: what an image becomes must not depend on its neighbours
+        if self.augmented:  # one by one: what an image becomes must not depend on its neighbours
             views = [self._view(pixels[place : place + 1], number) for place, number in enumerate(numbers)]
             pixels = torch.cat(views)
         return normalise(pixels.to(self.device), self.preprocessing)
