@@ -2,9 +2,9 @@
 
 Two bundled backbones, five small tasks, one recipe. `vit_pico` is read at its CLS token; `vit_pico_mae` as the paper
 reads MAE: the mean of all rows, prompts included, through the pretrained norm. Runs that are done are not repeated, a
-killed one goes on. Waves: every method at its own learning rate; then a third of it and three times it, of which the
-last epoch's validation accuracy chooses (test figures of other rates are not used); then other seeds. An early
-stop leaves whole waves, and the table says per cell what was run. Writes `docs/results/spt.md`, `.json` and pictures.
+killed one goes on. Waves: every method at its own learning rate, then at others, of which the last epoch's
+validation accuracy chooses (test figures of other rates are not used); then fixed prompts; then other seeds. An early
+stop leaves whole waves, and the table says what was run. Writes `docs/results/spt.md`, `.json` and pictures.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from typing import Any
 import torch
 
 from benchmarks.machine import commit, machine
-from benchmarks.methods import FACTORS
 from benchmarks.mini_vtab import ROOT, TASKS, means, one_thread, spread
 from promptvit.analysis.figures import draw_curves
 from promptvit.analysis.nmi import read_curve
 
+FACTORS = (1.0, 3.0, 10.0, 1 / 3)
+"""Learning rates in units of the method's own, in the order in which they are tried."""
 RESULTS = ROOT / "docs" / "results"
 LENGTH = 20
 METHODS: dict[str, dict[str, Any]] = {
@@ -76,7 +77,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--methods", nargs="+", default=list(ROWS))
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--rates", type=int, default=3, help="1: only the method's own; 3: a third and three times it")
+    parser.add_argument(
+        "--factors", nargs="+", type=float, default=FACTORS, help="learning rates over the method's own"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, with one thread each")
     parser.add_argument("--table", action="store_true", help="only write the tables of what is done")
@@ -92,11 +95,9 @@ def main() -> None:
 
 def waves(options: argparse.Namespace) -> Iterator[list[Cell]]:
     """What to run, in the order of what is learnt from it; a wave may depend on those before."""
-    for names in (METHODS, FIXED):
-        yield cells(options, names)
-    if options.rates > 1:
-        others = [factor for factor in FACTORS if factor != 1]
-        yield [replace(cell, factor=factor) for cell in cells(options, METHODS) for factor in others]
+    for factor in options.factors:
+        yield [replace(cell, factor=factor) for cell in cells(options, METHODS)]
+    yield cells(options, FIXED)
     for seed in range(1, options.seeds):
         yield [replace(cell, factor=chosen(options, cell), seed=seed) for cell in cells(options, METHODS)]
 

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -282,8 +283,9 @@ def test_what_has_no_nmi_is_refused(vit, make_model, images, untyped):
         prompt_nmi(make_model(swin), [images])
     with pytest.raises(UnknownNameError, match=r"unknown variant 'atention'\. Did you mean attention"):
         prompt_nmi(vit(), [images], "atention")
-    with pytest.raises(DataError, match="no images"):
-        prompt_nmi(vit(), [])
+    for nothing in ([], [images[:0]]):
+        with pytest.raises(DataError, match="no images"):
+            prompt_nmi(vit(), nothing)
 
 
 @pytest.mark.parametrize("variant", ["attention", "tokens"])
@@ -291,19 +293,19 @@ def test_what_has_no_nmi_is_refused(vit, make_model, images, untyped):
 def test_patch_tokens_as_prompts_tell_more_of_patches_than_a_uniform_start(variant):
     """The sign of the SPT paper's figure, with the bundled weights: prompts copied from other images of the task."""
     backbone = pv.load_backbone()
-    digits = read_digits()
+    task = read_digits()
     seen, others = (
         normalise(
             torch.stack([prepare(image, backbone.preprocessing) for image in split.images[:64]]), backbone.preprocessing
         )
-        for split in (digits.val, digits.train)
+        for split in (task.val, task.train)
     )
-    model = pv.tune(backbone, pv.VPT(length=10), 10)
-    uniform = mean_nmi(prompt_nmi(model, [seen], variant))
-    for rows in list(walk(backbone, others))[:-1]:
-        tokens = rows.image[:, backbone.info.prefix :].flatten(0, 1)
-        model.delta.prompts[0][rows.index] = tokens[torch.randperm(len(tokens))[:10]]
-    assert mean_nmi(prompt_nmi(model, [seen], variant)) > uniform
+    samples = list(zip(others, task.train.labels.tolist(), strict=False))
+    uniform, copied = (
+        mean_nmi(prompt_nmi(pv.tune(backbone, method, 10, samples=samples), [seen], variant))
+        for method in (pv.VPT(length=10), pv.SPT(length=10))
+    )
+    assert copied > uniform
 
 
 @pytest.fixture(scope="module")
@@ -319,12 +321,12 @@ def folder(tmp_path_factory):
     return root
 
 
-def make_config(folder, method="vpt-deep", **more):
+def make_config(folder, method="vpt-deep", *, tensorboard=False, **more):
     return RunConfig(
         data=DataConfig(source=str(folder), **more),
         backbone=BackboneSource(name="vit_pico", image_size=16),
         method={"name": method, **({"length": 3} if method == "vpt-deep" else {})},
-        train=TrainConfig(epochs=2, batch_size=16, device="cpu"),
+        train=TrainConfig(epochs=2, batch_size=16, device="cpu", tensorboard=tensorboard),
     )
 
 
@@ -401,16 +403,30 @@ def test_a_killed_run_has_each_epoch_once(folder, tmp_path):
     assert figures(killed) == figures(tmp_path / "whole")
 
 
-def test_a_run_without_prompts_is_refused_before_it_trains(folder, tmp_path):
-    stepped = []
-    listener = Listener(watch=record, step=lambda: stepped.append(1))
+def test_a_run_without_prompts_is_refused_before_anything_is_written(folder, tmp_path):
+    config = make_config(folder, "linear", tensorboard=True)
     with pytest.raises(ConfigError, match="the method linear puts no prompts"):
-        fit(make_config(folder, "linear"), tmp_path / "run", listener=listener)
-    assert not stepped
+        fit(config, tmp_path / "run", listener=Listener(watch=record))
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_are_skipped_are_never_chosen(folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    paths = sorted((broken / "val").rglob("*.png"))
+    for path in paths[::4]:
+        path.write_bytes(b"no image")
+    config = make_config(broken, broken="skip")
+    fit(config, tmp_path / "run", listener=Listener(watch=partial(record, images=8)))
+    last = read_curve(tmp_path / "run")[-1]
+    assert task_nmi(pv.load(tmp_path / "run" / "delta"), config.data, images=8) == pytest.approx(
+        last["blocks"], rel=1e-5
+    )
 
 
 def test_a_curve_that_is_none_is_refused(tmp_path):
     assert read_curve(tmp_path) == []
-    (tmp_path / "nmi.jsonl").write_text(json.dumps({"epoch": 0}) + "\n{")
-    with pytest.raises(DataError, match=r"nmi.jsonl cannot be read"):
-        read_curve(tmp_path)
+    for content in ("{", "{}", "3", json.dumps({"epoch": 0, "variant": "tokens"})):
+        (tmp_path / "nmi.jsonl").write_text(content + "\n")
+        with pytest.raises(DataError, match=r"nmi.jsonl cannot be read"):
+            read_curve(tmp_path)

@@ -105,6 +105,7 @@ def test_help_says_what_there_is(capsys):
         (["nmi", "RUN", "--images", "0"], "images=0; expected at least 1"),
         (["nmi", "RUN", "--figure", "nmi.jpg"], "a figure called nmi.jpg; expected .png or .svg"),
         (["nmi", "RUN", "--figure", "nmi.png"], "no NMI (attention) by epoch in _zero$or$one"),
+        (["nmi", "RUN", "--data.augment", "flip"], "unknown option --data.augment"),
     ],
 )
 def test_wrong_usage(arguments, message, run, capsys):
@@ -123,3 +124,28 @@ def test_a_run_keeps_to_what_it_follows(run, images, tmp_path, capsys):
     command = ["train", "--data", str(images), "--method", "linear", *QUICK[:-2]]
     assert main([*command, "--out", str(tmp_path / "run"), "--nmi", "attention"]) == 2
     assert "the method linear puts no prompts beside the patches" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()  # so that the corrected command may go there
+
+
+def test_a_finished_run_cannot_begin_a_curve(images, plain, capsys):
+    again = ["train", "--data", str(images), "--out", str(plain), "--resume", *QUICK]
+    assert main([*again, "--nmi", "tokens"]) == 2
+    assert f"promptvit analyze nmi {plain} --variant tokens" in capsys.readouterr().err
+    assert main(again) == 0
+
+
+@pytest.mark.parametrize("folders", [["RUN", "missing"], ["missing", "--figure", "nmi.svg"]], ids=len)
+def test_every_folder_is_looked_at_before_the_first_is_measured(folders, run, monkeypatch, capsys):
+    monkeypatch.setattr("promptvit.analysis.nmi.task_nmi", None)
+    assert main(["analyze", "nmi", *(str(run) if word == "RUN" else word for word in folders)]) == 1
+    assert "missing holds no delta" in capsys.readouterr().err
+
+
+def test_a_figure_comes_after_all_else(run, tmp_path, capsys):
+    delta = tmp_path / "broken" / "delta"
+    shutil.copytree(run, delta.parent)
+    next(path for path in delta.iterdir() if path.name != "delta.json").write_bytes(b"")
+    command = ["analyze", "nmi", str(run), str(delta.parent), "--variant", "tokens", *CPU]
+    assert main([*command, "--figure", str(tmp_path / "nmi.svg")]) == 1
+    assert "is truncated" in capsys.readouterr().err
+    assert not (tmp_path / "nmi.svg").exists()

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from promptvit.errors import ConfigError, DeltaError, OutputError
+from promptvit.methods import METHODS
 from promptvit.train.config import RunConfig
 from promptvit.train.folder import RunFolder
 
@@ -43,6 +44,15 @@ def test_a_run_from_before_a_field_goes_on_with_its_default(folder):
     folder.check(config, resume=True)
     with pytest.raises(ConfigError, match="data differ"):
         folder.check({**config, "data": {**config["data"], "train_share": 0.5}}, resume=True)
+
+
+def test_a_run_from_before_a_methods_field_goes_on_with_its_default(folder):
+    method = {"name": "vpt-shallow", **METHODS["vpt-shallow"].build(length=3).to_dict()}
+    older = {name: value for name, value in method.items() if name not in ("depth", "dropout")}
+    folder.write_config({"data": None, "method": older})
+    folder.check({"method": method}, resume=True)
+    with pytest.raises(ConfigError, match="method differ"):
+        folder.check({"method": {**method, "dropout": 0.5}}, resume=True)
 
 
 def test_a_state_comes_back_as_it_was(folder):

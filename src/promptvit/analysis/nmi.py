@@ -65,17 +65,18 @@ def prompt_nmi(model: TunedModel, batches: Iterable[Images], variant: Variant = 
     """NMI between prompts and patches as they enter each block, the mean over heads and over the images of `batches`.
 
     Images are normalised and where the model is. The model is in eval mode meanwhile; no random number is drawn.
-    Raises ConfigError for a model without prompts, and for `attention` where blocks have no attention over all patches.
+    Raises ConfigError for a model without prompts, and for `attention` where blocks have no attention over all patches;
+    DataError for no images.
     """
     was_training = model.training
     model.eval()
     try:
         backbone, measure = _prompted_backbone(model, variant), MEASURES[variant]
-        of_batches = [_at_blocks(model, backbone, measure, images) for images in batches]
+        of_batches = [_at_blocks(model, backbone, measure, images) for images in batches if len(images)]
     finally:
         model.train(was_training)
     if not of_batches:
-        raise DataError("no images", expected="at least one batch", where="prompt_nmi")
+        raise DataError("no images", expected="at least one", where="prompt_nmi")
     of_blocks = zip(*of_batches, strict=True)
     return [None if parts[0] is None else torch.cat(cast(Any, parts)).mean().item() for parts in of_blocks]
 
@@ -171,11 +172,9 @@ def task_nmi(
 ) -> BlockNMI:
     """`prompt_nmi` on at most `images` validation images of the task in `data`, the same ones each time.
 
-    None: as many as `IMAGES` says.
+    None: as many as `IMAGES` says. All are read, as a run does, since those that are broken are not among the chosen.
     """
-    split = load_task(data).val
-    dataset = load_split(split.select(_chosen(len(split), images, variant)), model.preprocessing, data)
-    return _dataset_nmi(model, dataset, variant, range(len(dataset)))
+    return _dataset_nmi(model, load_split(load_task(data).val, model.preprocessing, data), variant, images)
 
 
 def _chosen(count: int, wanted: int | None, variant: Variant) -> list[int]:
@@ -186,8 +185,8 @@ def _chosen(count: int, wanted: int | None, variant: Variant) -> list[int]:
     return sorted(np.random.default_rng(0).permutation(count)[:wanted].tolist())
 
 
-def _dataset_nmi(model: TunedModel, dataset: ImageDataset, variant: Variant, indices: Iterable[int]) -> BlockNMI:
-    pixels, _ = dataset.__getitems__(list(indices))
+def _dataset_nmi(model: TunedModel, dataset: ImageDataset, variant: Variant, images: int | None) -> BlockNMI:
+    pixels, _ = dataset.__getitems__(_chosen(len(dataset), images, variant))
     parts = pixels.split(BATCH_SIZE)
     return prompt_nmi(model, (normalise(part.to(model.device), model.preprocessing) for part in parts), variant)
 
@@ -196,25 +195,30 @@ def record(epoch: int, run: Run, *, variant: Variant = "attention", images: int 
     """Puts a row into `nmi.jsonl` of a run in progress: the `watch` of a `Listener`, as `partial(record, variant=...)`.
 
     A row: `epoch` (0 is the start), `variant`, `blocks`, their `mean`, `seconds`. Rows of this epoch or later ones,
-    which a killed run has left behind, are replaced.
+    which a killed run has left behind, are replaced. Raises what `prompt_nmi` raises; nothing is written then.
     """
     if not run.accelerator.is_main_process:
         return
     started, dataset = time.perf_counter(), cast(ImageDataset, run.val_loader.dataset)
-    blocks = _dataset_nmi(run.model, dataset, variant, _chosen(len(dataset), images, variant))
+    blocks = _dataset_nmi(run.model, dataset, variant, images)
     seconds = time.perf_counter() - started
     row = {"epoch": epoch, "variant": variant, "blocks": blocks, "mean": mean_nmi(blocks), "seconds": seconds}
     rows = [*(row for row in read_curve(run.folder.root) if row["epoch"] < epoch), row]
+    run.folder.write_config(run.config.to_dict())  # first of all: a folder without it holds no run to resume
     write_text(_curve(run.folder.root), "".join(json.dumps(row) + "\n" for row in rows))
+
+
+ROW = ("epoch", "variant", "blocks", "mean", "seconds")
 
 
 def read_curve(folder: Path) -> list[dict[str, Any]]:
     """The rows that `record` has put into the run in `folder`, by epoch; none if it was never asked to."""
     path = _curve(folder)
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    except ValueError as error:
-        raise DataError(f"{path} cannot be read: {error}", fix="Remove it") from error
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [{name: row[name] for name in ROW} for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error!r}", fix="Remove it") from error
 
 
 def _curve(folder: Path) -> Path:

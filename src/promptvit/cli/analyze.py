@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptvit.analysis.config import Variant
-from promptvit.analysis.figures import check_format, draw_curves
+from promptvit.analysis.figures import Curve, check_format, draw_curves
 from promptvit.cli.options import add_fields, expand, flatten, make_parser, note, option_value, parse
 from promptvit.cli.runs import delta_folder, run_config
 from promptvit.data.config import DataConfig
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import jsonargparse
 
 Result = dict[str, Any]
+UNUSED = ("geometry", "augment", "train_share", "train_on", "workers")
+"""Fields of `DataConfig` that validation images, read as the tuned model wants them, do not depend on."""
 
 
 def run(arguments: list[str]) -> None:
@@ -56,19 +58,22 @@ def nmi(arguments: list[str]) -> None:
     from promptvit.train.device import make_accelerator
 
     variant, folders = values["variant"], labelled(values["runs"])
-    curves = {
+    # Every folder is looked at before the first is measured, which may take minutes.
+    deltas = {label: delta_folder(folder) for label, folder in folders.items()}
+    data = {label: data_of(folder, parser, expanded) for label, folder in folders.items()}
+    rows = {
         label: [row for row in read_curve(folder) if row["variant"] == variant] for label, folder in folders.items()
     }
-    if figure is not None:
-        draw(figure, curves, variant)
+    curves = {} if figure is None else known_curves(rows, variant)
     device = make_accelerator(TrainConfig(device=values["device"])).device
     results = {}
     for label, folder in folders.items():
-        data = data_of(folder, parser, expanded)
-        blocks = task_nmi(load(delta_folder(folder)).to(device), data, variant, values["images"])
+        blocks = task_nmi(load(deltas[label]).to(device), data[label], variant, values["images"])
         results[label] = {"run": str(folder), "variant": variant, "blocks": blocks, "mean": mean_nmi(blocks)}
-        results[label]["epochs"] = curves[label]
+        results[label]["epochs"] = rows[label]
     print(json.dumps({"runs": list(results.values())}) if values["json"] else describe(results))
+    if figure is not None:
+        draw_curves(figure, curves, f"NMI of prompts and patches ({variant})")
 
 
 def make_nmi_parser() -> jsonargparse.ArgumentParser:
@@ -87,7 +92,7 @@ def make_nmi_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--figure", type=str | None, default=None, help="draw NMI against epoch: a .png or .svg file")
     parser.add_argument("--device", type=Device, default="auto", help="where to compute")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_fields(parser, "data", DataConfig)
+    add_fields(parser, "data", DataConfig, fixed=UNUSED)
     return parser
 
 
@@ -105,13 +110,16 @@ def labelled(runs: Sequence[str]) -> dict[str, Path]:
 def data_of(folder: Path, parser: jsonargparse.ArgumentParser, expanded: Sequence[str]) -> DataConfig:
     """The data of the run in `folder` with what was typed on top, or all typed."""
     typed = option_value(expanded, "--data.source") is not None
-    own = [] if typed else flatten("--data", run_config(folder).to_dict()["data"])
-    return DataConfig(**parse(parser, [*own, *expanded])["data"])
+    own = {} if typed else run_config(folder).to_dict()["data"]
+    used = {name: value for name, value in own.items() if name not in UNUSED}
+    return DataConfig(**parse(parser, [*flatten("--data", used), *expanded])["data"])
 
 
-def draw(path: Path, curves: dict[str, list[Result]], variant: Variant) -> None:
-    """The mean NMI against the epoch, a line for each run that has it; raises ConfigError if none has."""
-    known = {label: [(row["epoch"], row["mean"]) for row in rows] for label, rows in curves.items() if rows}
+def known_curves(curves: dict[str, list[Result]], variant: Variant) -> dict[str, Curve]:
+    """The mean NMI against the epoch of each run that has it; raises ConfigError if none has."""
+    known: dict[str, Curve] = {
+        label: [(row["epoch"], row["mean"]) for row in rows] for label, rows in curves.items() if rows
+    }
     missing = [label for label in curves if label not in known]
     if not known:
         raise ConfigError(
@@ -122,7 +130,7 @@ def draw(path: Path, curves: dict[str, list[Result]], variant: Variant) -> None:
         )
     if missing:
         note(f"not in the figure, without NMI ({variant}) by epoch: {', '.join(missing)}")
-    draw_curves(path, known, f"NMI of prompts and patches ({variant})")
+    return known
 
 
 def describe(results: dict[str, Result]) -> str:

@@ -80,11 +80,18 @@ def make_train_parser(method: str | None, *, with_method: bool) -> jsonargparse.
 
 
 def begun_variant(folder: Path, typed: Variant | None) -> Variant | None:
-    """The NMI that the run in `folder` has followed so far, or the `typed` one; raises ConfigError if these differ."""
+    """The NMI that the run in `folder` has followed so far, or the `typed` one; raises ConfigError if these differ, or
+    if a run that is done has followed none."""
     from promptvit.analysis.nmi import read_curve
+    from promptvit.train.folder import RunFolder
 
     rows = read_curve(folder)
     if not rows:
+        if typed is not None and RunFolder(folder).summary.exists():
+            raise ConfigError(
+                f"--nmi {typed} with --resume: the run in {folder} is done",
+                fix=f"promptvit analyze nmi {folder} --variant {typed} measures it",
+            )
         return typed
     begun = rows[0]["variant"]
     if typed not in (None, begun):

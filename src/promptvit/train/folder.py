@@ -11,6 +11,7 @@ tb/             TensorBoard, if asked for
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import pickle
@@ -23,6 +24,7 @@ import yaml
 
 from promptvit.errors import ConfigError, DeltaError, OutputError
 from promptvit.files import write_all, write_json, write_text
+from promptvit.methods import METHODS
 from promptvit.train.config import RunConfig
 
 Row = dict[str, Any]
@@ -116,7 +118,13 @@ class RunFolder:
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
     """The same with the default of every field that it lacks: a file may be older than a field."""
     defaults = _plain(RunConfig().to_dict())
-    return {name: {**values, **config.get(name, {})} for name, values in defaults.items()}
+    completed = {name: {**values, **(config.get(name) or {})} for name, values in defaults.items()}
+    name = completed["method"]["name"]
+    if name in METHODS:
+        preset = METHODS[name]
+        fields = {field.name: field.default for field in dataclasses.fields(preset.method)}
+        completed["method"] = {**_plain({**fields, **preset.fields}), **completed["method"]}
+    return completed
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -80,8 +80,6 @@ def fit(
         try:
             with closing(Run(config, method, run_folder, listener or Listener())) as run:
                 run.take_up()
-                if not run.rows:
-                    run.listener.watch(0, run)
                 for epoch in range(len(run.rows), config.train.epochs):
                     run.train_epoch(epoch)
                 run.finish(command)
@@ -134,7 +132,8 @@ class Run:
         self.updates_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
         self.updates = self.updates_per_epoch * settings.epochs
         self.warmup = min(round(settings.warmup_epochs * self.updates_per_epoch), self.updates // 2)
-        self.tensorboard = _tensorboard(folder.tensorboard) if settings.tensorboard else None
+        self.writer = _tensorboard_writer() if settings.tensorboard else None
+        self.tensorboard: Any = None
 
     @cached_property
     def train_set(self) -> ImageDataset:
@@ -188,9 +187,7 @@ class Run:
         return self.accelerator.prepare(loader)
 
     def take_up(self) -> None:
-        """Go on where an earlier process stopped, if there was one."""
-        if self.accelerator.is_main_process:
-            self.folder.write_config(self.config.to_dict())
+        """Go on where an earlier process stopped, if there was one; from now on the folder holds a run."""
         state = self.folder.read_state()
         if state is not None:
             if state.get("fingerprint") != self.model.backbone.fingerprint:
@@ -208,6 +205,12 @@ class Run:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.rows = state["rows"]
         self.listener.begin(self.updates, len(self.rows) * self.updates_per_epoch)
+        if not self.rows:
+            self.listener.watch(0, self)  # it may refuse the run: nothing is written yet
+        if self.accelerator.is_main_process:
+            self.folder.write_config(self.config.to_dict())
+        if self.writer is not None:
+            self.tensorboard = self.writer(str(self.folder.tensorboard))
 
     def train_epoch(self, epoch: int) -> None:
         """One pass over the training images, validation, and the state on disk."""
@@ -371,14 +374,15 @@ def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard_writer() -> type:
+    """The class whose objects write event files."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError(
             "tensorboard=True: the package is not installed", where="TrainConfig", fix="pip install 'promptvit[track]'"
         ) from None
-    return SummaryWriter(str(folder))
+    return SummaryWriter
 
 
 def _peak_memory(device: torch.device) -> int | None:
