@@ -168,7 +168,7 @@ def run(job: tuple[Cell, argparse.Namespace]) -> tuple[Cell, dict[str, Any]]:
     typed |= {f"method.{name}": value for name, value in fields.items()}
     typed |= {"train.seed": cell.seed, "train.epochs": options.epochs, "train.learning_rate": f"{rate:.6g}"}
     command = " ".join([f"promptvit train --data mini-vtab/{cell.task}", *(f"--{k} {v}" for k, v in typed.items())])
-    follows = "length" in fields and cell.seed == 0 and cell.factor == 1
+    follows = "length" in fields and cell.seed == 0
     listener = Listener(watch=partial(record, variant="attention")) if follows else Listener()
     return cell, fit(config, options.out / cell.folder, resume=True, listener=listener, command=command)
 
@@ -194,7 +194,7 @@ def row(options: argparse.Namespace, cell: Cell, rates: int) -> dict[str, Any]:
     summary, folder = read(options, cell), options.out / cell.folder
     assert summary is not None
     validation = [json.loads(line)["val_top1"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    nmi = read_curve(options.out / Cell(backbone=cell.backbone, task=cell.task, method=cell.method).folder)
+    nmi = read_curve(folder)
     return {
         "backbone": cell.backbone,
         "task": cell.task,
@@ -205,7 +205,7 @@ def row(options: argparse.Namespace, cell: Cell, rates: int) -> dict[str, Any]:
         "val_top1": summary["result"]["val"]["top1"],
         "test_top1": summary["result"]["test"]["top1"],
         "epochs_to_95_percent": 1 + next(i for i, top1 in enumerate(validation) if top1 >= 0.95 * validation[-1]),
-        "nmi_at_own_rate": [nmi[0]["mean"], nmi[-1]["mean"]] if nmi and cell.seed == 0 else None,
+        "nmi": [nmi[0]["mean"], nmi[-1]["mean"]] if nmi else None,
         **{name: summary["cost"][name] for name in ("trained_parameters", "seconds")},
         "command": summary["command"],
         **json.loads((options.out / f"{cell.folder}.json").read_text()),
@@ -213,12 +213,13 @@ def row(options: argparse.Namespace, cell: Cell, rates: int) -> dict[str, Any]:
 
 
 def curves(options: argparse.Namespace, backbone: str) -> dict[str, list[tuple[int, float]]]:
-    """NMI by epoch and method at the method's own rate, the mean over those tasks that are done."""
+    """NMI by epoch and method with seed 0, the mean over those tasks that have it."""
     found = {}
     for method in METHODS:
-        folders = [options.out / Cell(backbone=backbone, task=task, method=method).folder for task in options.tasks]
-        each = [read_curve(folder) for folder in folders if (folder / "summary.json").exists()]
-        if each and all(each):
+        own = [Cell(backbone=backbone, task=task, method=method) for task in options.tasks]
+        done = [replace(cell, factor=chosen(options, cell)) for cell in own if tried(options, cell)]
+        each = [rows for cell in done if (rows := read_curve(options.out / cell.folder))]
+        if each:
             found[method] = [
                 (rows[0]["epoch"], statistics.mean(row["mean"] for row in rows)) for rows in zip(*each, strict=True)
             ]
@@ -244,7 +245,7 @@ def markdown(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
             "images (`mean` and `max` averaged over images). Rates: how many learning rates were tried per task; with",
             "more than one, validation accuracy chose. 95 %: the first epoch with 95 % of the last one's validation",
             "accuracy, mean over tasks. NMI: of prompts and patches (variant `attention`) before the first and after",
-            "the last epoch at the method's own rate, mean over blocks and tasks. `fixed`: prompts stay as they start,",
+            "the last epoch, mean over blocks and tasks. `fixed`: prompts stay as they start,",
             "only the head learns.",
             "",
             *(line for backbone in options.backbones for line in table(rows, options, backbone)),
@@ -273,7 +274,7 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace, backbone: str
             by_task = {task: [100 * r["test_top1"] for r in own if r["task"] == task] for task in options.tasks}
             rates = sorted({r["rates_tried"] for r in own})
             epochs = statistics.mean(r["epochs_to_95_percent"] for r in own)
-            nmi = [r["nmi_at_own_rate"] for r in own if r["nmi_at_own_rate"]]
+            nmi = [r["nmi"] for r in own if r["nmi"]]
             change = " → ".join(f"{statistics.mean(ends):.3f}" for ends in zip(*nmi, strict=True)) or "none"
             counts = sorted({r["trained_parameters"] for r in own})
             cells = " | ".join(map(spread, by_task.values()))
