@@ -19,7 +19,8 @@ def test_curves_beyond_the_colours_still_differ(tmp_path):
     count = len(COLOURS) + 1
     draw_curves(tmp_path / "nmi.svg", {str(number): [(0, 0.1)] for number in range(count)}, "values")
     text = (tmp_path / "nmi.svg").read_text()
-    drawn = set(re.findall(r'<use xlink:href="(#\w+)"[^>]* style="fill: (#\w+)', text))  # markers and their colours
+    uses = re.findall(r'<use xlink:href="(#\w+)" .*stroke: (#\w+)("|; stroke-linejoin)', text)  # no ticks of the axes
+    drawn = {(marker, colour) for marker, colour, _ in uses}
     assert len(drawn) == count
     assert {colour for _, colour in drawn} == {colour.lower() for colour in COLOURS}
 
