@@ -12,21 +12,8 @@ import yaml
 from PIL import Image
 
 from promptvit.cli.main import main
-from promptvit.data.digits import read_digits
 
 QUICK = ["--backbone.image_size", "16", "--train.epochs", "1", "--train.device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    """Digits 0 and 1 as `root/class/image`."""
-    root = tmp_path_factory.mktemp("images")
-    digits = read_digits().train
-    for i in [i for i, label in enumerate(digits.labels) if label < 2][:40]:
-        folder = root / ("zero", "one")[digits.labels[i]]
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(digits.images[i]).save(folder / f"{i}.png")
-    return root
 
 
 @pytest.fixture(scope="module")

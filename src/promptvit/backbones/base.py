@@ -362,6 +362,7 @@ def join(rows: Tensor, others: Tensor) -> Tensor:
 
 
 def add(x: Tensor, added: Tensor, image_rows: int) -> Tensor:
+    """`x` [B, N+P, D] with `added` on its N image rows; raises ConfigError unless it has N rows, or one for all."""
     if added.shape[0] not in (1, image_rows):
         raise ConfigError(
             f"{added.shape[0]} rows to add",
