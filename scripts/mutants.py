@@ -56,9 +56,9 @@ MUTANTS = (
     Mutant(
         fault="stale keys and values: those of the first task are kept for all",
         file="backbones/base.py",
-        before="dataclasses.replace(self.fold_block(index, given), ",
+        before="dataclasses.replace(self.fold_zeros(index, given), ",
         after="dataclasses.replace(self.__dict__.setdefault('kept', {}).setdefault(\n"
-        "                    index, self.fold_block(index, given)), ",
+        "                    index, self.fold_zeros(index, given)), ",
     ),
     Mutant(
         fault="frozen prompts: no gradient reaches them",

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from promptvit.methods.add import Add
     from promptvit.methods.bias import Bias
     from promptvit.methods.cls import Cls
+    from promptvit.methods.e2vpt import E2VPT, KeyValue
     from promptvit.methods.full import Full
     from promptvit.methods.linear import Linear
     from promptvit.methods.lora import LoRA
+    from promptvit.methods.masks import Masks
     from promptvit.methods.mlp import MLP
     from promptvit.methods.partial import Partial
     from promptvit.methods.pixel import Pixel
@@ -40,11 +42,14 @@ _HOMES = {
     "BlockInput": "backbones.base",
     "Cls": "methods.cls",
     "DataConfig": "data.config",
+    "E2VPT": "methods.e2vpt",
     "Ensemble": "ensemble",
     "Full": "methods.full",
+    "KeyValue": "methods.e2vpt",
     "Linear": "methods.linear",
     "LoRA": "methods.lora",
     "MLP": "methods.mlp",
+    "Masks": "methods.masks",
     "Partial": "methods.partial",
     "Pixel": "methods.pixel",
     "Prediction": "model",
@@ -69,6 +74,7 @@ _HOMES = {
 
 __version__ = version("promptvit")
 __all__ = [
+    "E2VPT",
     "MLP",
     "SPT",
     "VPT",
@@ -81,8 +87,10 @@ __all__ = [
     "DataConfig",
     "Ensemble",
     "Full",
+    "KeyValue",
     "Linear",
     "LoRA",
+    "Masks",
     "Partial",
     "Pixel",
     "Prediction",

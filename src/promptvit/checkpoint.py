@@ -72,7 +72,7 @@ def load(folder: str | Path, *, backbone: Backbone | None = None) -> TunedModel:
     try:
         source = BackboneSource.from_dict(description["backbone"]["source"])
         expected = description["backbone"]["fingerprint"]
-        method = METHODS[description["method"]["kind"]].method(**description["method"]["config"])
+        method = METHODS[description["method"]["kind"]].method.from_dict(description["method"]["config"])
         classes, sha256 = class_names(description["classes"]), description["sha256"]
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
     except (KeyError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What a method would train on a backbone, counted without weights and without running anything."""
+"""What a method would train on a backbone, counted without weights; and what a tuned model computes for an image."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from promptvit.backbones.base import Backbone
 from promptvit.backbones.load import load_source
 from promptvit.backbones.source import BackboneSource
 from promptvit.errors import ConfigError
 from promptvit.methods.base import Method
-from promptvit.model import assemble, class_names
+from promptvit.model import TunedModel, assemble, class_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,19 @@ def count(backbone: Backbone, method: Method, classes: int, tasks: int = 1) -> C
         bytes=safetensors_bytes(model.trained_tensors()),
         ratio=(stored + tasks * trained) / body,
     )
+
+
+@torch.no_grad()
+def flops(model: TunedModel) -> int:
+    """Floating point operations for one image in inference, with prompts folded; a multiplication and an addition are
+    two. Norms, activations and softmax are not counted."""
+    was_training, info = model.training, model.backbone.info
+    like, size = next(model.backbone.parameters()), model.preprocessing.size
+    folded = model.fold()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        folded(like.new_zeros(1, info.channels, *size))
+    model.train(was_training)
+    return counter.get_total_flops()
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:

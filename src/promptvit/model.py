@@ -241,7 +241,7 @@ def _running_statistics(backbone: Backbone) -> list[str]:
     return [f"{name}.{buffer}" for name, norm in norms for buffer, _ in norm.named_buffers(recurse=False)]
 
 
-PARTS = ("tokens", "keys", "values", "added")
+PARTS = ("tokens", "keys", "values", "bias", "added")
 
 
 class FoldedModel(nn.Module):

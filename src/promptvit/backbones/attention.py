@@ -27,6 +27,7 @@ def attend(
     rows: int,
     keys: HeadPrompts | None = None,
     values: HeadPrompts | None = None,
+    bias: Float[Tensor, "*batch T"] | None = None,
     *,
     rotation: Tensor | None = None,
     recomputed: bool = False,
@@ -34,20 +35,20 @@ def attend(
     """What timm's attention makes of the first `rows` rows of the tokens `x` [B, N, D].
 
     Queries come from those rows only, keys and values from all N rows and from `keys`, `values`
-    ([H, T, d] or [B, H, T, d]), which join as they are. `rotation`: sine and cosine [..., N, H or 1, 2d] for every row
-    of `x`. `recomputed`: activation checkpointing does this again in the backward pass, so nothing is kept here (hooks
-    in here would keep it all the same).
+    ([H, T, d] or [B, H, T, d]), which join as they are; `bias` [T] or [B, T] is added to the logits of `keys`.
+    `rotation`: sine and cosine [..., N, H or 1, 2d] for every row of `x`. `recomputed`: activation checkpointing does
+    this again in the backward pass, so nothing is kept here (hooks in here would keep it all the same).
     """
     read = first_rows(x, rows)  # [B, R, D]
     if isinstance(attention, Attention) and _few_queries(attention, rows):
         (q,) = project(attention, read, QUERY)  # [B, R, H, d]
-        out = _attend_from_few(attention, attention.q_norm(q), x, keys, values)
+        out = _attend_from_few(attention, attention.q_norm(q), x, keys, values, bias)
     else:
         parts = (QUERY, KEY, VALUE) if read is x else (QUERY,)  # all in one call if all are of the same rows
         q, *projected = project(attention, read, *parts)
         q = rotate(attention, attention.q_norm(q), rotation)
         k, v = _ready(attention, projected or project(attention, x, KEY, VALUE), rotation)  # [B, N, H, d] each
-        out = _attend_from_all(attention, q, k, v, keys, values, recomputed)
+        out = _attend_from_all(attention, q, k, v, keys, values, bias, recomputed)
     out = attention.norm(out)  # [B, R, H*d]
     if attention.gate is not None:
         out = out * attention.gate(read).sigmoid()
@@ -116,15 +117,17 @@ def _attend_from_all(
     v: Tensor,
     keys: Tensor | None,
     values: Tensor | None,
+    bias: Tensor | None,
     recomputed: bool,
 ) -> Tensor:
     if keys is None or values is None:
         return _scaled_dot_product(attention, q, k, v)
+    mask = None if bias is None else F.pad(bias.to(q.dtype), (k.shape[1], 0))  # [N+T] or [B, N+T]
     parts = (k, _beside(keys, k)), (v, _beside(values, v))
     k, v = (torch.cat(part, dim=1) for part in parts)  # [B, N+T, H, d]
     plain = recomputed or not k.requires_grad or torch.compiler.is_compiling()  # a compiler decides what to keep
     with nullcontext() if plain else _KeepParts({k: parts[0], v: parts[1]}):
-        return _scaled_dot_product(attention, q, k, v)
+        return _scaled_dot_product(attention, q, k, v, mask)
 
 
 def _few_queries(attention: Attention, rows: int) -> bool:
@@ -134,7 +137,9 @@ def _few_queries(attention: Attention, rows: int) -> bool:
     return pays and not dropout and type(attention.k_norm) is nn.Identity and type(attention.qkv) is nn.Linear
 
 
-def _attend_from_few(attention: Attention, q: Tensor, x: Tensor, keys: Tensor | None, values: Tensor | None) -> Tensor:
+def _attend_from_few(
+    attention: Attention, q: Tensor, x: Tensor, keys: Tensor | None, values: Tensor | None, bias: Tensor | None
+) -> Tensor:
     """Attention of a few rows `q` [B, R, H, d] without keys and values of the N rows `x` [B, N, D].
 
     q · (W x + b) is (q W) · x + q · b, and a weighted sum of W x + b is W applied to the weighted sum of x, plus b: the
@@ -148,7 +153,10 @@ def _attend_from_few(attention: Attention, q: Tensor, x: Tensor, keys: Tensor | 
     if biases is not None:
         scores = scores + (q * biases[KEY]).sum(dim=-1, keepdim=True)
     if keys is not None:
-        scores = torch.cat([scores, q @ keys.mT.to(q.dtype)], dim=-1)  # [B, H, R, N+T]
+        beside = q @ keys.mT.to(q.dtype)  # [B, H, R, T]
+        scores = torch.cat(
+            [scores, beside if bias is None else beside + bias[..., None, None, :]], dim=-1
+        )  # [B, H, R, N+T]
     shares = scores.softmax(dim=-1).to(x.dtype)
     of_rows = shares[..., :n]
     mixed = (of_rows.flatten(1, 2) @ x).unflatten(1, (heads, rows))  # [B, H, R, D]
@@ -160,10 +168,13 @@ def _attend_from_few(attention: Attention, q: Tensor, x: Tensor, keys: Tensor | 
     return out.transpose(1, 2).flatten(2)  # [B, R, H*d]
 
 
-def _scaled_dot_product(attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _scaled_dot_product(
+    attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    mask = None if mask is None else mask.reshape(-1, 1, 1, k.shape[1]).expand(-1, 1, q.shape[1], -1)
     dropout = attention.attn_drop.p if attention.training else 0.0
     q, k, v = (y.transpose(1, 2) for y in (q, k, v))  # [B, H, ..., d]
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2).flatten(2)  # [B, R, H*d]
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout).transpose(1, 2).flatten(2)  # [B, R, H*d]
 
 
 def _beside(prompts: Tensor, rows: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -36,23 +37,40 @@ class BlockInput:
       before; with P = 0 those end here. None: whatever arrives travels on.
     - `keys`, `values` [H, T, d] or [B, H, T, d]: they join the keys and values inside the attention, after the
       key normalisation and without position.
+    - `bias` [T] or [B, T]: added to the attention logits of `keys`. With log n a key counts as n equal ones.
     - `added` [N, D] or [1, D]: added to the N image rows before the block.
     """
 
     tokens: Prompts | None = None
     keys: HeadPrompts | None = None
     values: HeadPrompts | None = None
+    bias: Float[Tensor, "*batch T"] | None = None
     added: Float[Tensor, "rows D"] | None = None
 
     def __post_init__(self) -> None:
         if (self.keys is None) != (self.values is None):
             raise ConfigError("keys without values or values without keys", expected="both", where="BlockInput")
+        if self.bias is not None and (self.keys is None or self.keys.shape[-2] != self.bias.shape[-1]):
+            raise ConfigError(
+                f"bias of {self.bias.shape[-1]} keys", expected="one for each of `keys`", where="BlockInput"
+            )
 
-    def behind(self, keys: HeadPrompts, values: HeadPrompts) -> BlockInput:
-        """Keys and values alone: the given ones, and behind them its own."""
+    @property
+    def inside(self) -> BlockInput:
+        """What acts inside the attention alone."""
+        return BlockInput(keys=self.keys, values=self.values, bias=self.bias)
+
+    def behind(
+        self, keys: HeadPrompts, values: HeadPrompts, bias: Float[Tensor, "*batch T"] | None = None
+    ) -> BlockInput:
+        """Keys, values and bias alone: the given ones, and behind them its own."""
         if self.keys is None or self.values is None:
-            return BlockInput(keys=keys, values=values)
-        return BlockInput(keys=join(keys, self.keys), values=join(values, self.values))
+            return BlockInput(keys=keys, values=values, bias=bias)
+        if bias is not None or self.bias is not None:
+            parts = (bias, keys), (self.bias, self.keys)
+            first, second = (k.new_zeros(k.shape[-2]) if b is None else b for b, k in parts)
+            bias = join(first, second, dim=-1)
+        return BlockInput(keys=join(keys, self.keys), values=join(values, self.values), bias=bias)
 
 
 NOTHING = BlockInput()
@@ -305,7 +323,7 @@ class TokenBackbone(Backbone, ABC):
                 x = add(x, given.added, image_rows)
             if given.tokens is not None and self.travels(index, inputs, readout):
                 x = torch.cat([x, per_image(given.tokens, x.shape[0])], dim=1)  # [B, N+P, D]
-                given = BlockInput(keys=given.keys, values=given.values)
+                given = given.inside
             rows = x.shape[1]
             if index == self.info.depth - 1:
                 rows = {"own": self.readout_rows(image_rows), "image": image_rows}.get(readout, rows)
@@ -337,9 +355,25 @@ class TokenBackbone(Backbone, ABC):
         for index, given in enumerate(inputs):
             if given.tokens is not None and not self.travels(index, inputs, readout):
                 end = given.tokens[..., :0, :] if arrives(index, inputs) else None  # no rows: others end here
-                given = dataclasses.replace(self.fold_block(index, given), tokens=end, added=given.added)
+                given = dataclasses.replace(self.fold_zeros(index, given), tokens=end, added=given.added)
             folded.append(given)
         return tuple(folded)
+
+    def fold_zeros(self, index: int, given: BlockInput) -> BlockInput:
+        """`fold_block`, where n prompts that are zero (masked, not removed) become one that counts as n."""
+        tokens = given.tokens
+        assert tokens is not None
+        zero = (tokens == 0).all(dim=-1)
+        count = int(zero.sum())
+        if tokens.ndim == 3 or count < 2:
+            return self.fold_block(index, given)
+        kept = torch.cat([tokens[zero][:1], tokens[~zero]])
+        folded = self.fold_block(index, BlockInput(tokens=kept))
+        assert folded.keys is not None
+        assert folded.values is not None
+        bias = tokens.new_zeros(len(kept))
+        bias[0] = math.log(count)
+        return given.behind(folded.keys, folded.values, bias)
 
 
 def arrives(index: int, inputs: Sequence[BlockInput]) -> bool:
@@ -352,13 +386,13 @@ def per_image(tokens: Tensor, batch: int) -> Tensor:
     return tokens.expand(batch, -1, -1) if tokens.ndim == 2 else tokens
 
 
-def join(rows: Tensor, others: Tensor) -> Tensor:
-    """Two sets of per-head rows, [H, T, d] or [B, H, T, d], as one."""
+def join(rows: Tensor, others: Tensor, dim: int = -2) -> Tensor:
+    """Two sets of per-head rows, [H, T, d] or [B, H, T, d], or of their biases, as one along `dim`."""
     if rows.ndim < others.ndim:
-        rows = rows.expand(others.shape[0], -1, -1, -1)
+        rows = rows.expand(others.shape[0], *rows.shape)
     elif others.ndim < rows.ndim:
-        others = others.expand(rows.shape[0], -1, -1, -1)
-    return torch.cat([rows, others], dim=-2)
+        others = others.expand(rows.shape[0], *others.shape)
+    return torch.cat([rows, others], dim=dim)
 
 
 def add(x: Tensor, added: Tensor, image_rows: int) -> Tensor:

@@ -64,6 +64,7 @@ class EvaBackbone(PlainBackbone[Eva]):
             rows,
             given.keys,
             given.values,
+            given.bias,
             rotation=self.rotation(index, x.shape[1], positions),
             recomputed=self.checkpointing,
         )

@@ -52,7 +52,7 @@ class ViTBackbone(PlainBackbone[VisionTransformer]):
             given = self.fold_block(index, given)
         block = cast(Block, self.model.blocks[index])
         attention, normed = cast(Attention, block.attn), self.before_attention(index, x)
-        attended = attend(attention, normed, rows, given.keys, given.values, recomputed=self.checkpointing)
+        attended = attend(attention, normed, rows, given.keys, given.values, given.bias, recomputed=self.checkpointing)
         x = first_rows(x, rows) + block.drop_path1(block.ls1(attended))
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 

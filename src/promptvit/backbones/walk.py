@@ -43,5 +43,5 @@ def walk(backbone: TokenBackbone, images: Images, inputs: Sequence[BlockInput] =
         if given.tokens is not None:
             x = torch.cat([x, per_image(given.tokens, x.shape[0])], dim=1)  # [B, N+P, D]
         yield Rows(index=index, image=x[:, :rows], prompts=x[:, rows:], positions=positions)
-        x = backbone.block(index, x, BlockInput(keys=given.keys, values=given.values), x.shape[1], positions)
+        x = backbone.block(index, x, given.inside, x.shape[1], positions)
     yield Rows(index=len(inputs), image=x[:, :rows], prompts=x[:, rows:], positions=positions)

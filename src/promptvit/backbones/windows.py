@@ -61,6 +61,8 @@ def _softmax_attention(
         return attention.attn_drop(attention.softmax(scores)) @ v
     shape = "htd" if keys.ndim == 3 else "bhtd"
     beside = torch.einsum(f"bwhqd,{shape}->bwhqt", q, keys.to(q.dtype))
+    if given.bias is not None:
+        beside = beside + given.bias[..., None, None, None, :]
     shares = attention.attn_drop(attention.softmax(torch.cat([scores, beside], dim=-1)))
     own, others = shares.split([scores.shape[-1], beside.shape[-1]], dim=-1)
     return own @ v + torch.einsum(f"bwhqt,{shape}->bwhqd", others, values.to(q.dtype))

@@ -16,6 +16,7 @@ VERBS = {
     "train": "tune a backbone on your images",
     "evaluate": "measure a tuned model on a labelled split",
     "predict": "classify images with a tuned model",
+    "prune": "make a tuned model smaller: drop the prompts that do not help",
     "analyze": "look into tuned models and their runs",
     "methods": "list the methods and their options",
     "backbones": "list the pretrained backbones",

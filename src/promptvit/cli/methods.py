@@ -64,13 +64,13 @@ def listing(listed: dict[str, dict[str, Any]], *, options: bool) -> str:
 
 def describe(preset: Preset) -> dict[str, Any]:
     """Summary, fixed fields and options of a registered method."""
-    texts = field_texts(preset.method)
+    texts, defaults = field_texts(preset.method), preset.method().to_dict()
     return {
         "summary": preset.summary,
         "about": (inspect.getdoc(preset.method) or "").partition("\n\n- ")[0],
         "fixed": preset.fields,
         "options": [
-            {"name": field.name, "default": field.default, "help": texts.get(field.name, "")}
+            {"name": field.name, "default": defaults[field.name], "help": texts.get(field.name, "")}
             for field in dataclasses.fields(preset.method)
             if field.name not in preset.fields
         ],

@@ -18,7 +18,12 @@ import yaml
 from promptvit.errors import ConfigError
 from promptvit.registry import nearest
 
-SHORT = {"--data": "--data.source", "--backbone": "--backbone.name", "--method": "--method.name"}
+SHORT = {
+    "--data": "--data.source",
+    "--backbone": "--backbone.name",
+    "--method": "--method.name",
+    "--method.prompts": "--method.prompts.name",
+}
 """`--data X` is short for `--data.source X`, in config files too."""
 
 
@@ -36,13 +41,14 @@ def make_parser(verb: str, description: str, positional: str = "") -> jsonargpar
 
 
 def add_fields(parser: jsonargparse.ArgumentParser, prefix: str, config: type, fixed: Sequence[str] = ()) -> None:
-    """An option `--prefix.field` for every field of the dataclass `config` but the `fixed` ones."""
-    group = parser.add_argument_group(prefix)
+    """An option `--prefix.field` for every field of the dataclass `config` but the `fixed` ones; `--field` without a
+    prefix."""
+    group = parser.add_argument_group(prefix or "options")
     hints, texts = get_type_hints(config), field_texts(config)
     for field in dataclasses.fields(config):
         if field.name not in fixed:
             group.add_argument(
-                f"--{prefix}.{field.name}",
+                f"--{prefix}.{field.name}" if prefix else f"--{field.name}",
                 type=hints[field.name],
                 default=field.default,
                 metavar=field.name.upper(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ def run(arguments: list[str]) -> None:
     expanded = expand(arguments)
     method = option_value(expanded, "--method.name")
     wants_help = not {"-h", "--help"}.isdisjoint(expanded)
-    parser = make_train_parser(method, with_method=method is not None or not wants_help)
+    parser = make_train_parser(method, expanded, with_method=method is not None or not wants_help)
     values = parse(parser, expanded)
     config = RunConfig.from_dict(values)
     if values["resume"] and not (values["out"] and Path(values["out"], "config.yaml").exists()):
@@ -51,7 +52,9 @@ def run(arguments: list[str]) -> None:
     print(json.dumps(summary, ensure_ascii=False) if values["json"] else describe(summary, folder))
 
 
-def make_train_parser(method: str | None, *, with_method: bool) -> jsonargparse.ArgumentParser:
+def make_train_parser(
+    method: str | None, arguments: Sequence[str] = (), *, with_method: bool
+) -> jsonargparse.ArgumentParser:
     """The options of `train`; the method's own need its class, and so torch."""
     parser = make_parser(
         "train", "Tune a backbone on your images (--data FOLDER: a subfolder per class, or list files)."
@@ -70,10 +73,9 @@ def make_train_parser(method: str | None, *, with_method: bool) -> jsonargparse.
         "--method.name", default=DEFAULT_METHOD, help="or --method; --method NAME --help adds its options here"
     )
     if with_method:
-        from promptvit.methods import METHODS
+        from promptvit.cli.method_options import add_method
 
-        preset = METHODS[method or DEFAULT_METHOD]
-        add_fields(parser, "method", preset.method, fixed=tuple(preset.fields))
+        add_method(parser, method or DEFAULT_METHOD, arguments)
     for prefix, config in (("data", DataConfig), ("backbone", BackboneSource), ("train", TrainConfig)):
         add_fields(parser, prefix, config)
     return parser

@@ -107,19 +107,27 @@ class Method(ABC):
         """Modules in the prepared `backbone` that are in train mode while training although the rest is not."""
         return ()
 
+    inner: ClassVar[tuple[str, ...]] = ()
+    """Fields that are methods themselves."""
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Method:
+        """The inverse of `to_dict`."""
+        return cls(**fields)
 
-def unknown_choices(method: Method) -> list[str]:
-    """What is wrong with those fields that take one of a few names."""
-    hints = get_type_hints(type(method))
+
+def unknown_choices(config: object) -> list[str]:
+    """What is wrong with those fields of a dataclass that take one of a few names."""
+    hints = get_type_hints(type(config))
     choices = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
     return [
-        f"{name}={getattr(method, name)!r}: expected {', '.join(known[:-1])} or {known[-1]}"
+        f"{name}={getattr(config, name)!r}: expected {', '.join(known[:-1])} or {known[-1]}"
         for name, known in choices.items()
-        if getattr(method, name) not in known
+        if getattr(config, name) not in known
     ]
 
 
@@ -145,7 +153,7 @@ class Preset:
             if fields.get(name, value) != value
         ]
         ConfigError.collect(problems, self.method.__name__)
-        return self.method(**{**self.fields, **fields})
+        return self.method.from_dict({**self.fields, **fields})
 
 
 METHODS: Registry[Preset] = Registry("method", "All names: `promptvit methods`", group="promptvit.methods")

@@ -42,6 +42,8 @@ class TrainConfig:
     - `precision`: `bf16` and `fp16` are autocast; weights stay in fp32.
     - `checkpointing`: recompute blocks in the backward pass, for less memory.
     - `device`: `auto` takes an accelerator if there is one.
+    - `keep_epoch`: prompts and head are kept as they are after this epoch, for `promptvit prune --rewind early`;
+      those of the start always are.
     - `seed`: of initial values, order, augmentation and dropout.
     - `tensorboard`: curves into `tb/` (extra `track`).
     """
@@ -64,6 +66,7 @@ class TrainConfig:
     precision: Precision = "fp32"
     checkpointing: bool = False
     device: Device = "auto"
+    keep_epoch: int | None = None
     seed: int = 0
     tensorboard: bool = False
 
@@ -85,6 +88,8 @@ class TrainConfig:
             for name in ("learning_rate", "clip_norm")
             if getattr(self, name) is not None and not getattr(self, name) > 0
         ]
+        if self.keep_epoch is not None and not 1 <= self.keep_epoch <= self.epochs:
+            problems.append(f"keep_epoch={self.keep_epoch}: expected one of the {self.epochs} epochs, or null")
         if self.seed >= 2**32:
             problems.append(f"seed={self.seed}: expected below 2**32")
         if self.learning_rate is not None and self.learning_rate > 1e30:

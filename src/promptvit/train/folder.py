@@ -3,7 +3,8 @@
 config.yaml     the whole configuration, reusable
 metrics.jsonl   a row per epoch
 nmi.jsonl       NMI of prompts and patches, a row per epoch, if asked for (promptvit.analysis.nmi)
-state/          what a killed run needs to go on: the last whole epoch
+state/          what a killed run needs to go on: the last whole epoch; prompts and head as they started, and as they
+                were after `train.keep_epoch`, for pruning (not of methods that train backbone weights)
 delta/          the result (see promptvit.checkpoint)
 summary.json    figures, protocol, versions, cost
 tb/             TensorBoard, if asked for
@@ -11,23 +12,27 @@ tb/             TensorBoard, if asked for
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import safetensors.torch
 import torch
 import yaml
+from safetensors import SafetensorError
+from torch import Tensor
 
 from promptvit.errors import ConfigError, DeltaError, OutputError
-from promptvit.files import write_all, write_json, write_text
+from promptvit.files import write_all, write_bytes, write_json, write_text
 from promptvit.methods import METHODS
 from promptvit.train.config import RunConfig
 
 Row = dict[str, Any]
+When = Literal["start", "early"]
+"""Before the first step, or after `train.keep_epoch`."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,10 @@ class RunFolder:
     def state(self) -> Path:
         """The last whole epoch."""
         return self.root / "state" / "last.pt"
+
+    def values(self, when: When) -> Path:
+        """Trained values as they were once."""
+        return self.root / "state" / f"{when}.safetensors"
 
     def check(self, config: dict[str, Any], *, resume: bool) -> None:
         """Raise unless the folder is free or, with `resume`, holds a run of the same configuration."""
@@ -106,6 +115,24 @@ class RunFolder:
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise DeltaError(f"{self.state} cannot be read: {error}", fix="Remove it to start the run anew") from error
 
+    def write_values(self, when: When, tensors: dict[str, Tensor]) -> None:
+        """Keep these trained values."""
+        content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_bytes(self.values(when), safetensors.torch.save(content))
+
+    def read_values(self, when: When) -> dict[str, Tensor]:
+        """Values that the run has kept; raises DeltaError if it has not, or if the file is damaged."""
+        path = self.values(when)
+        try:
+            return safetensors.torch.load(path.read_bytes())
+        except FileNotFoundError:
+            raise DeltaError(
+                f"{self.root} has kept no values of {when}",
+                fix="Train it with --train.keep_epoch" if when == "early" else "Train it again",
+            ) from None
+        except (OSError, SafetensorError) as error:
+            raise DeltaError(f"{path} cannot be read: {error}", fix="Train the run again") from error
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """The result; from now on the run is done."""
         write_json(self.summary, summary)
@@ -121,9 +148,7 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
     completed = {name: {**values, **(config.get(name) or {})} for name, values in defaults.items()}
     name = completed["method"]["name"]
     if name in METHODS:
-        preset = METHODS[name]
-        fields = {field.name: field.default for field in dataclasses.fields(preset.method)}
-        completed["method"] = {**_plain({**fields, **preset.fields}), **completed["method"]}
+        completed["method"] = {**_plain(METHODS[name].build().to_dict()), **completed["method"]}
     return completed
 
 

@@ -30,11 +30,11 @@ from promptvit.data.transforms import augment, normalise
 from promptvit.errors import ConfigError, DeltaError, TrainingError
 from promptvit.methods import METHODS
 from promptvit.methods.base import Method
-from promptvit.model import assemble, class_names
+from promptvit.model import TunedModel, assemble, class_names
 from promptvit.train.config import RunConfig
 from promptvit.train.device import make_accelerator
 from promptvit.train.evaluate import Metrics, evaluate
-from promptvit.train.folder import Row, RunFolder
+from promptvit.train.folder import Row, RunFolder, When
 from promptvit.train.optim import learning_rate, make_loss, make_optimizer, schedule_factor, set_learning_rate
 from promptvit.train.samples import TrainingSamples
 
@@ -65,12 +65,14 @@ def fit(
     resume: bool = False,
     listener: Listener | None = None,
     command: str = "",
+    start: Callable[[TunedModel], None] | None = None,
 ) -> dict[str, Any]:
     """Train as `config` says, into `folder`; returns what `summary.json` holds.
 
     Validation after every epoch, the test split once at the end, with the last epoch's weights. A run that was
     killed goes on from its last whole epoch with `resume` and gives the same numbers; a finished one is only read.
-    Raises PromptvitError of every kind.
+    `start` sets the first values of prompts and head in place of the method; hand it over to a resumed run too. Raises
+    PromptvitError of every kind.
     """
     method = make_method(config)
     config = dataclasses.replace(config, method={"name": method.kind, **method.to_dict()})
@@ -78,7 +80,7 @@ def fit(
     run_folder.check(config.to_dict(), resume=resume)
     if not run_folder.summary.exists():
         try:
-            with closing(Run(config, method, run_folder, listener or Listener())) as run:
+            with closing(Run(config, method, run_folder, listener or Listener(), start)) as run:
                 run.take_up()
                 for epoch in range(len(run.rows), config.train.epochs):
                     run.train_epoch(epoch)
@@ -99,7 +101,14 @@ def make_method(config: RunConfig) -> Method:
 class Run:
     """A run in progress: what is trained, its data, and the rows of the epochs done."""
 
-    def __init__(self, config: RunConfig, method: Method, folder: RunFolder, listener: Listener) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        method: Method,
+        folder: RunFolder,
+        listener: Listener,
+        start: Callable[[TunedModel], None] | None = None,
+    ) -> None:
         self.config, self.folder, self.listener = config, folder, listener
         self.rows: list[Row] = []
         self.skipped: list[str] = []
@@ -117,8 +126,11 @@ class Run:
         classes = class_names(self.task.classes)
         self.model = assemble(backbone, method, classes, settings.head)
         if not folder.state.exists():  # else values come from there
-            samples = self._samples(method) if method.needs_samples else None
-            method.start(self.model.delta, self.model.backbone, samples, len(classes))
+            if start is not None:
+                start(self.model)
+            else:
+                samples = self._samples(method) if method.needs_samples else None
+                method.start(self.model.delta, self.model.backbone, samples, len(classes))
         self.model.preprocessing = self.preprocessing
         self.backbone_parameters = sum(weight.numel() for weight in backbone.weights().values())
         self._check_batch_norms()
@@ -209,6 +221,8 @@ class Run:
             self.listener.watch(0, self)  # it may refuse the run: nothing is written yet
         if self.accelerator.is_main_process:
             self.folder.write_config(self.config.to_dict())
+            if not self.rows:
+                self._keep_values("start")
         if self.writer is not None:
             self.tensorboard = self.writer(str(self.folder.tensorboard))
 
@@ -295,8 +309,15 @@ class Run:
             "bf16 or fp32 in place of fp16. The epochs before this one are kept",
         )
 
+    def _keep_values(self, when: When) -> None:
+        """For pruning, which leaves methods that train weights of the backbone alone."""
+        if not self.model.trained:
+            self.folder.write_values(when, self.model.trained_tensors())
+
     def _keep(self, row: Row) -> None:
         if self.accelerator.is_main_process:
+            if row["epoch"] == self.config.train.keep_epoch:
+                self._keep_values("early")
             scaler = self.accelerator.scaler
             self.folder.write_state(
                 {
