@@ -114,7 +114,6 @@ class Prompts(Delta):
         length = sets[0].shape[0]
         problems = {
             f"masks of {masks.length} prompts for {length}: they belong to another run": masks.length != length,
-            f"scope={masks.scope} with shared prompts: all blocks have the same": self.shared and masks.scope != "all",
             "segments of projected prompts: a projection mixes them": self.project is not None
             and masks.prunes_segments,
             "compat_zero with projected prompts: a projection with a bias moves zeros": self.project is not None

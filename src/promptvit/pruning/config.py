@@ -32,7 +32,8 @@ class PruneConfig:
       useful first.
     - `gate`: what the mask of a prompt multiplies: its `attention` weights, so that zero is the same as no prompt, or
       its `values`, as in the paper. Values hardly matter where a norm follows: it undoes their scale.
-    - `scope`: one set of prompts for `all` blocks, one for each `block`, or of the `first` block alone.
+    - `scope`: the same prompts go at `all` blocks, as in the paper; each `block` has its own (as many); or those of the
+      `first` block alone. Where all blocks share their prompts, `block` is `all`.
     - `layout`: segments of `contiguous` channels, or `interleaved` as in the official code.
     - `parts`: segments of a prompt, S.
     - `cascade`: segments are scored anew among the prompts that are kept, in one pass for each number of pruned
@@ -54,7 +55,7 @@ class PruneConfig:
     budget: int = 3
     score: Importance = "absolute"
     gate: Gate = "attention"
-    scope: Scope = "all"
+    scope: Scope = "block"
     layout: Layout = "contiguous"
     parts: int = 16
     cascade: bool = False

@@ -70,7 +70,7 @@ def score_prompts(
     *,
     score: Importance = "absolute",
     gate: Gate = "attention",
-    scope: Scope = "all",
+    scope: Scope = "block",
     layout: Layout = "contiguous",
     parts: int = 16,
 ) -> Scores:
@@ -114,11 +114,12 @@ MEASURES = {
 """What a batch of gradients [B, ...] adds."""
 
 
+@torch.enable_grad()
 def gradients(
     model: TunedModel, images: Images, labels: Labels, *, gate: Gate, layout: Layout, parts: int
 ) -> Float64[Tensor, "B L P G"]:
-    """The gradient of each image's loss by the gates of each prompt at each block that has prompts: that of the prompt,
-    then those of its S segments, so G is 1 + S."""
+    """The gradient of each image's loss by the gates of each prompt at each block that has its own (one L for all that
+    share them): that of the prompt, then those of its S segments, so G is 1 + S."""
     backbone, inputs = cast(TokenBackbone, model.backbone), list(model.delta(model.backbone, len(images)))
     tokens: list[Tensor] = []
     gates: dict[int, Tensor] = {}
@@ -140,7 +141,8 @@ def gradients(
         segments = _segments(values.detach() * slopes[number], layout, parts)  # [B, P', S]
         whole = of_gates[number].double() if number in gates else segments.sum(dim=-1)
         found.append(torch.cat([whole.unsqueeze(-1), segments], dim=-1))
-    return torch.stack(_at_their_places(found, _masks(model)), dim=1)
+    by_block = torch.stack(_at_their_places(found, _masks(model)), dim=1)
+    return by_block.sum(dim=1, keepdim=True) if visual_prompts(model).shared else by_block
 
 
 def _gated(backbone: TokenBackbone, index: int, given: BlockInput, gate: Tensor) -> BlockInput:
