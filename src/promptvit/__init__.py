@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from promptvit.methods.vpt import VPT
     from promptvit.model import Prediction, TunedModel, tune
     from promptvit.peft_folder import load_peft, save_peft
+    from promptvit.pruning.config import PruneConfig
+    from promptvit.pruning.scores import Scores, prune, score_prompts
+    from promptvit.pruning.search import prune_run
     from promptvit.train.config import RunConfig, TrainConfig
     from promptvit.train.loop import fit
 
@@ -54,7 +57,9 @@ _HOMES = {
     "Pixel": "methods.pixel",
     "Prediction": "model",
     "PromptvitError": "errors",
+    "PruneConfig": "pruning.config",
     "RunConfig": "train.config",
+    "Scores": "pruning.scores",
     "Side": "methods.side",
     "SPT": "methods.spt",
     "TrainConfig": "train.config",
@@ -68,7 +73,10 @@ _HOMES = {
     "load_ensemble": "ensemble",
     "load_peft": "peft_folder",
     "load_task": "data.load",
+    "prune": "pruning.scores",
+    "prune_run": "pruning.search",
     "save_peft": "peft_folder",
+    "score_prompts": "pruning.scores",
     "tune": "model",
 }
 
@@ -95,7 +103,9 @@ __all__ = [
     "Pixel",
     "Prediction",
     "PromptvitError",
+    "PruneConfig",
     "RunConfig",
+    "Scores",
     "Side",
     "TrainConfig",
     "TunedModel",
@@ -107,7 +117,10 @@ __all__ = [
     "load_ensemble",
     "load_peft",
     "load_task",
+    "prune",
+    "prune_run",
     "save_peft",
+    "score_prompts",
     "tune",
 ]
 

@@ -120,6 +120,12 @@ class PruneSearch:
             )
         self.result = self.run.read_summary()
         self.run_config = RunConfig.from_dict(yaml.safe_load(self.run.config.read_text()))
+        if self.run_config.data.train_on == "train+val":
+            raise ConfigError(
+                f"{run} was trained on its validation images (data.train_on=train+val)",
+                expected="validation images that no training has seen, to choose masks by",
+                where="prune",
+            )
         self.model = load(self.run.delta)
         check_prunable(self.model)
         visual = visual_prompts(self.model)
