@@ -10,6 +10,8 @@ from typing import Any
 
 from promptvit.errors import OutputError
 
+PARTIAL = ".partial"
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content` in one step; raises OutputError and leaves no partial file."""
@@ -22,7 +24,7 @@ def write_all(contents: dict[Path, bytes]) -> None:
     path = Path()
     try:
         for path, content in contents.items():
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+            temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
             path.parent.mkdir(parents=True, exist_ok=True)
             written[path] = temporary
             with temporary.open("wb") as file:
@@ -35,6 +37,13 @@ def write_all(contents: dict[Path, bytes]) -> None:
         for temporary in written.values():
             temporary.unlink(missing_ok=True)
         raise OutputError.at(path, error) from error
+
+
+def is_free(folder: Path) -> bool:
+    """Whether nothing is in `folder` but what a killed process has left half written."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(path.name.endswith(PARTIAL) for path in folder.iterdir())
 
 
 def write_text(path: Path, content: str) -> None:

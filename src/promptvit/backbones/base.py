@@ -364,8 +364,7 @@ class TokenBackbone(Backbone, ABC):
         tokens = given.tokens
         assert tokens is not None
         zero = (tokens == 0).all(dim=-1)
-        count = int(zero.sum())
-        if tokens.ndim == 3 or count < 2:
+        if tokens.ndim == 3 or tokens.is_meta or (count := int(zero.sum())) < 2:
             return self.fold_block(index, given)
         kept = torch.cat([tokens[zero][:1], tokens[~zero]])
         folded = self.fold_block(index, BlockInput(tokens=kept))

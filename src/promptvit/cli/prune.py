@@ -34,7 +34,8 @@ def run(arguments: list[str]) -> None:
     values = parse(parser, expand(arguments))
     config = PruneConfig(**{field.name: values[field.name] for field in dataclasses.fields(PruneConfig)})
     source = Path(values["run"])
-    folder = Path(values["out"] or source.with_name(f"{source.resolve().name}-pruned"))
+    beside = source if source.name.strip(".") else source.resolve()  # "." and ".." name no folder
+    folder = Path(values["out"] or beside.with_name(f"{source.resolve().name}-pruned"))
     if values["resume"] and not (folder / "prune.json").exists():
         raise ConfigError(f"--resume with --out {folder}", expected="--out with the folder of a search that was begun")
 
@@ -83,7 +84,7 @@ def describe(summary: dict[str, Any], folder: Path) -> str:
         [
             *lines,
             "",
-            f"chosen (*): {100 * share:.0f} % of the prompt values, {pruning['trainings']} trainings; {split} accuracy "
+            f"chosen (*): {100 * share:.0f} % of the prompt values, {pruning['trainings']} trained again; {split} accuracy "
             f"{100 * before:.1f} % before, {100 * after:.1f} % now",
             f"saved in {folder}",
         ]

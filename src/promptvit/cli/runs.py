@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from promptvit.errors import ConfigError, DeltaError
 from promptvit.train.config import RunConfig
 
@@ -44,12 +42,10 @@ def load_runs(folder: str, others: Sequence[str]) -> Classifier:
 
 def run_config(folder: Path) -> RunConfig:
     """The configuration of the run in `folder`."""
-    path = folder / "config.yaml"
-    if not path.is_file():
+    from promptvit.train.folder import RunFolder  # needs torch
+
+    if not RunFolder(folder).config.is_file():
         raise ConfigError(
             f"{folder} has no config.yaml", expected="a run's folder", fix="Or name the images with --data"
         )
-    try:
-        return RunConfig.from_dict(yaml.safe_load(path.read_text()) or {})
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}", where="run folder") from None
+    return RunFolder(folder).read_config()

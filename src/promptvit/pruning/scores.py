@@ -141,8 +141,9 @@ def gradients(
         segments = _segments(values.detach() * slopes[number], layout, parts)  # [B, P', S]
         whole = of_gates[number].double() if number in gates else segments.sum(dim=-1)
         found.append(torch.cat([whole.unsqueeze(-1), segments], dim=-1))
-    by_block = torch.stack(_at_their_places(found, _masks(model)), dim=1)
-    return by_block.sum(dim=1, keepdim=True) if visual_prompts(model).shared else by_block
+    if visual_prompts(model).shared:
+        found = [torch.stack(found).sum(dim=0)]
+    return torch.stack(_at_their_places(found, _masks(model)), dim=1)
 
 
 def _gated(backbone: TokenBackbone, index: int, given: BlockInput, gate: Tensor) -> BlockInput:

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 import torch
 import yaml
@@ -30,18 +31,18 @@ from promptvit.data.dataset import ImageDataset
 from promptvit.data.load import load_split, load_task
 from promptvit.data.loader import make_loader
 from promptvit.data.task import Split
-from promptvit.delta_files import DESCRIPTION, TENSORS
-from promptvit.errors import ConfigError, DeltaError, OutputError
-from promptvit.files import digest, write_all, write_bytes, write_json, write_text
+from promptvit.delta_files import TENSORS
+from promptvit.errors import ConfigError, DeltaError, OutputError, TrainingError
+from promptvit.files import digest, is_free, write_bytes, write_json, write_text
 from promptvit.methods.e2vpt import E2VPT
 from promptvit.methods.masks import Masks
 from promptvit.methods.spt import SPT
 from promptvit.model import TunedModel
 from promptvit.pruning.config import PruneConfig
 from promptvit.pruning.scores import Scores, check_prunable, prune, score_prompts, visual_prompts
-from promptvit.train.config import RunConfig
+from promptvit.train.config import Device, RunConfig
 from promptvit.train.device import make_accelerator
-from promptvit.train.evaluate import evaluate
+from promptvit.train.evaluate import evaluate, evaluate_task
 from promptvit.train.folder import RunFolder
 from promptvit.train.loop import Listener, fit
 from promptvit.train.samples import TrainingSamples
@@ -84,16 +85,18 @@ def prune_run(
     *,
     resume: bool = False,
     listener: PruneListener | None = None,
+    device: Device | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Prune the finished `run`, into `folder`; returns what `summary.json` there holds.
 
-    Candidates are chosen by their validation accuracy after training again, the run as it is among them; the test
-    images are looked at for the chosen one alone. A search that was killed goes on with `resume`: nothing is measured
-    or trained twice. Raises ConfigError for a run that cannot be pruned, OutputError for a folder in use, DeltaError
-    for a folder that belongs to another run or lacks what `rewind` needs.
+    The smallest with the best validation accuracy is chosen, of the run itself, of what masks leave of it, and of what
+    was trained again; test images are looked at for the chosen one alone. A search that was killed goes on with
+    `resume`: nothing is measured or trained twice. `device`: in place of the run's. Raises ConfigError for a run that
+    cannot be pruned, OutputError for a folder in use, DeltaError for one that belongs to another run, or for a run
+    without the values that `rewind` needs.
     """
-    search = PruneSearch(Path(run), Path(folder), config or PruneConfig(), listener or PruneListener())
+    search = PruneSearch(Path(run), Path(folder), config or PruneConfig(), listener or PruneListener(), device)
     search.check(resume=resume)
     if not search.summary.exists():
         search.begin()
@@ -107,7 +110,9 @@ def prune_run(
 class PruneSearch:
     """A search in `root`, of which every part that is done is on disk."""
 
-    def __init__(self, run: Path, root: Path, config: PruneConfig, listener: PruneListener) -> None:
+    def __init__(
+        self, run: Path, root: Path, config: PruneConfig, listener: PruneListener, device: Device | None
+    ) -> None:
         self.run, self.root, self.config, self.listener = RunFolder(run), root, config, listener
         if not self.run.summary.exists():
             raise ConfigError(
@@ -119,7 +124,9 @@ class PruneSearch:
                 else "",
             )
         self.result = self.run.read_summary()
-        self.run_config = RunConfig.from_dict(yaml.safe_load(self.run.config.read_text()))
+        before = self.run.read_config()
+        train = before.train if device is None else dataclasses.replace(before.train, device=device)
+        self.run_config = dataclasses.replace(before, train=train)
         if self.run_config.data.train_on == "train+val":
             raise ConfigError(
                 f"{run} was trained on its validation images (data.train_on=train+val)",
@@ -141,7 +148,9 @@ class PruneSearch:
         if config.rewind in ("start", "early"):
             self.run.read_values(config.rewind)  # a search takes long: refuse before it
         sets = self.blocks if config.scope == "block" else 1
-        prune(self.model, Masks(length=self.length, parts=config.parts, scope=config.scope, tokens=[()] * sets))
+        equal = np.zeros((sets, self.length, config.parts))
+        scores = Scores(tokens=equal[..., 0], segments=equal, scope=config.scope, layout=config.layout)
+        prune(self.model, scores.masks(self.counts[0][-1], self.counts[1][-1], compat_zero=config.compat_zero))
 
     @property
     def summary(self) -> Path:
@@ -151,14 +160,13 @@ class PruneSearch:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What a search goes on with, and nothing else."""
-        settings = json.loads(json.dumps(asdict(self.config)))
-        return {"delta": digest((self.run.delta / TENSORS).read_bytes()), "settings": settings}
+        return {"delta": digest((self.run.delta / TENSORS).read_bytes()), "settings": settings(self.config)}
 
     def check(self, *, resume: bool) -> None:
         """Raise unless the folder is free or, with `resume`, holds this search."""
         path = self.root / "prune.json"
         if not path.exists():
-            if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            if not is_free(self.root):
                 raise OutputError(
                     f"{self.root} is in use", expected="a new or empty folder", fix="Choose another --out"
                 )
@@ -175,7 +183,8 @@ class PruneSearch:
                 where="prune",
                 fix="Choose another --out",
             )
-        changed = [name for name, value in self.identity["settings"].items() if known["settings"].get(name) != value]
+        begun = settings(PruneConfig(**known["settings"]))  # completed: it may be older than a setting
+        changed = [name for name, value in self.identity["settings"].items() if begun[name] != value]
         if changed:
             raise ConfigError(
                 f"{', '.join(changed)} differ from {path}", expected="the same settings", fix="Or choose another --out"
@@ -187,8 +196,10 @@ class PruneSearch:
 
     @cached_property
     def accelerator(self) -> Any:
-        """Of the run; one process."""
+        """Of the run; raises ConfigError for several processes."""
         accelerator = make_accelerator(self.run_config.train)
+        if accelerator.num_processes > 1:
+            raise ConfigError(f"{accelerator.num_processes} processes", expected="one", where="prune")
         self.model.to(accelerator.device)
         return accelerator
 
@@ -241,7 +252,9 @@ class PruneSearch:
                 layout=config.layout,
                 parts=config.parts,
             )
-            write_bytes(path, safetensors.numpy.save({"tokens": found.tokens, "segments": found.segments}))
+            values = {"tokens": found.tokens, "segments": found.segments}  # views, whose memory safetensors would read
+            copies = {name: np.ascontiguousarray(value) for name, value in values.items()}
+            write_bytes(path, safetensors.numpy.save(copies))
             self.listener.step()
         values = safetensors.numpy.load(path.read_bytes())
         return Scores(**values, scope=config.scope, layout=config.layout)
@@ -284,32 +297,42 @@ class PruneSearch:
         }
 
     def finalists(self, rows: list[Row]) -> list[Row]:
-        """What to train again. With `cheap`, sizes are cut into as many bands as there are trainings; of each band the
-        candidate with the lowest loss as it is."""
+        """What to train again. With `cheap`, the range of sizes is cut into one band more than there are trainings, the
+        uppermost is left out, and of each other band it is the candidate with the lowest loss as it is."""
         others = rows[1:]
         if self.config.search == "grid":
             return others
         sizes = [row["prompt_parameters"] for row in others]
-        step = (max(sizes) - min(sizes)) / self.config.budget or 1.0
+        step = (max(sizes) - min(sizes)) / (self.config.budget + 1) or 1.0
         bands: dict[int, Row] = {}
         for row in others:
-            band = min(int((row["prompt_parameters"] - min(sizes)) / step), self.config.budget - 1)
-            if band not in bands or row["masked"]["loss"] < bands[band]["masked"]["loss"]:
+            band = int((row["prompt_parameters"] - min(sizes)) / step)
+            if band < self.config.budget and (
+                band not in bands or row["masked"]["loss"] < bands[band]["masked"]["loss"]
+            ):
                 bands[band] = row
         return [bands[band] for band in sorted(bands, reverse=True)]
 
     def train(self, row: Row, number: int, count: int) -> Row:
-        """The same row with the validation accuracy after training again, and with the run's folder."""
-        candidate = Candidate(tokens=row["tokens"], segments=row["segments"])
-        masks, folder = self.masks(candidate), self.root / "trained" / candidate.name
-        summary = fit(
-            self.retraining(masks),
-            folder,
-            resume=folder.exists(),
-            listener=self.listener.training(number, count),
-            command=f"training {number} of {count} of promptvit prune {self.run.root}",
-            start=None if self.config.rewind == "fresh" else self.rewound(masks),
-        )
+        """The same row with the validation accuracy after training again and the run's folder; or with the reason why
+        that training failed."""
+        masks, name = self.masks(candidate_of(row)), candidate_of(row).name
+        folder, failure = self.root / "trained" / name, self.root / "trained" / f"{name}.failed"
+        if failure.exists():
+            return {**row, "failed": failure.read_text()}
+        try:
+            summary = fit(
+                self.retraining(masks),
+                folder,
+                resume=folder.exists(),
+                listener=self.listener.training(number, count),
+                command=f"training {number} of {count} of promptvit prune {self.run.root}",
+                start=None if self.config.rewind == "fresh" else self.rewound(masks),
+                test=False,
+            )
+        except TrainingError as error:
+            write_text(failure, str(error))
+            return {**row, "failed": str(error)}
         val = summary["result"]["val"]
         trained = {"top1": val["top1"], "loss": val["loss"], "seconds": summary["cost"]["seconds"]}
         return {**row, "trained": trained, "folder": str(folder.relative_to(self.root))}
@@ -353,33 +376,73 @@ class PruneSearch:
     def choose(self, rows: list[Row]) -> Row:
         """The smallest row whose accuracy is within `tolerance` of the best; of equal ones the more accurate."""
         best = max(map(accuracy, rows))
-        good = [row for row in rows if accuracy(row) >= best - self.config.tolerance / 100]
+        good = [row for row in rows if accuracy(row) >= best - self.config.tolerance / 100 - ROUNDING]
         return min(good, key=lambda row: (row["prompt_parameters"], -accuracy(row)))
 
     def finish(self, measured: list[Row], trained: list[Row], command: str) -> None:
-        """Copy the chosen delta and its configuration here, and write the result."""
-        chosen = self.choose([measured[0], *trained])
-        origin = self.run if "folder" not in chosen else RunFolder(self.root / chosen["folder"])
-        copies = {self.root / "delta" / name: (origin.delta / name).read_bytes() for name in (TENSORS, DESCRIPTION)}
-        write_all({**copies, self.root / "config.yaml": origin.config.read_bytes()})
-        own = origin.read_summary()
+        """Write the chosen delta with its configuration, look at the test images once, and write the result."""
+        chosen = self.choose([*measured, *(row for row in trained if "trained" in row)])
+        model, config, origin = self.model, self.run_config, self.result
+        if "trained" in chosen:
+            folder = RunFolder(self.root / chosen["folder"])
+            model, origin = load(folder.delta, backbone=self.model.backbone), folder.read_summary()
+        elif candidate_of(chosen) != NOTHING_PRUNED:
+            model = prune(self.model, self.masks(candidate_of(chosen)))
+        if candidate_of(chosen) != NOTHING_PRUNED:
+            config = self.retraining(self.masks(candidate_of(chosen)))
+        model.save(self.root / "delta")
+        write_text(self.root / "config.yaml", yaml.safe_dump(settings(config), sort_keys=False))
+        whole = self.model.total_parameters() - self.model.trained_parameters()
+        cost = {
+            "trained_parameters": chosen["trained_parameters"],
+            "trained_percent": 100 * chosen["trained_parameters"] / (whole + chosen["trained_parameters"]),
+            "delta_bytes": (self.root / "delta" / TENSORS).stat().st_size,
+        }
         summary = {
-            **{name: own[name] for name in ("result", "task", "method", "backbone", "protocol", "machine", "versions")},
+            **origin,
+            "result": self.results(model),
+            "method": config.method,
+            "config": config.to_dict(),
+            "cost": {**origin["cost"], **cost},
             "pruning": {
                 "run": str(self.run.root),
                 **self.identity,
-                "unpruned": {"result": self.result["result"], **measured[0]},
+                "selection": "validation accuracy; the run itself and masks without training are candidates too",
+                "unpruned": {**measured[0], "result": self.result["result"]},
                 "trainings": len(trained),
-                "chosen": chosen,
-                "candidates": [*measured[1:]],
+                "candidates": measured[1:],
                 "trained": trained,
-                "selection": "validation accuracy after training again; the run itself is among the candidates",
+                "chosen": chosen,
             },
             "command": command,
         }
         write_json(self.summary, summary)
 
+    def results(self, model: TunedModel) -> dict[str, Any]:
+        """Metrics of the chosen model on the validation images, and on the test images if there are any."""
+        config = self.run_config
+        self.listener.phase("evaluating", 1)
+        val = evaluate_task(model, config.data, "val", config.train).to_dict()
+        has_test = load_task(config.data).test is not None
+        test = evaluate_task(model, config.data, "test", config.train).to_dict() if has_test else None
+        self.listener.step()
+        return {"val": val, "test": test}
+
+
+ROUNDING = 1e-9
+"""Accuracies are fractions; a point is not one in binary."""
+
 
 def accuracy(row: Row) -> float:
     """On the validation images, after training again if there was one."""
     return row.get("trained", row["masked"])["top1"]
+
+
+def candidate_of(row: Row) -> Candidate:
+    """What the row is about."""
+    return Candidate(tokens=row["tokens"], segments=row["segments"])
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """A dataclass as JSON has it."""
+    return json.loads(json.dumps(asdict(config), default=list))  # a range is a sequence too

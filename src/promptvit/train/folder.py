@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from promptvit.errors import ConfigError, DeltaError, OutputError
-from promptvit.files import write_all, write_bytes, write_json, write_text
+from promptvit.files import is_free, write_all, write_bytes, write_json, write_text
 from promptvit.methods import METHODS
 from promptvit.train.config import RunConfig
 
@@ -73,7 +73,7 @@ class RunFolder:
     def check(self, config: dict[str, Any], *, resume: bool) -> None:
         """Raise unless the folder is free or, with `resume`, holds a run of the same configuration."""
         if not self.config.exists():
-            if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            if not is_free(self.root):
                 raise OutputError(
                     f"{self.root} is in use", expected="a new or empty folder", fix="Choose another --out"
                 )
@@ -90,6 +90,15 @@ class RunFolder:
                 expected="the same configuration",
                 fix="Resume without changes, or choose another folder",
             )
+
+    def read_config(self) -> RunConfig:
+        """The configuration; raises ConfigError if there is none, or a damaged one."""
+        if not self.config.is_file():
+            raise ConfigError(f"{self.root} has no {self.config.name}", expected="a run's folder")
+        try:
+            return RunConfig.from_dict(yaml.safe_load(self.config.read_text()) or {})
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{self.config} is not YAML: {' '.join(str(error).split())}") from None
 
     def write_config(self, config: dict[str, Any]) -> None:
         """From now on the folder holds a run."""
@@ -128,7 +137,9 @@ class RunFolder:
         except FileNotFoundError:
             raise DeltaError(
                 f"{self.root} has kept no values of {when}",
-                fix="Train it with --train.keep_epoch" if when == "early" else "Train it again",
+                fix="Train it again"
+                + (" with --train.keep_epoch" if when == "early" else "")
+                + ", or rewind to others",
             ) from None
         except (OSError, SafetensorError) as error:
             raise DeltaError(f"{path} cannot be read: {error}", fix="Train the run again") from error
@@ -148,7 +159,8 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
     completed = {name: {**values, **(config.get(name) or {})} for name, values in defaults.items()}
     name = completed["method"]["name"]
     if name in METHODS:
-        completed["method"] = {**_plain(METHODS[name].build().to_dict()), **completed["method"]}
+        given = {key: value for key, value in completed["method"].items() if key != "name"}
+        completed["method"] = {"name": name, **_plain(METHODS[name].build(**given).to_dict())}
     return completed
 
 

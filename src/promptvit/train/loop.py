@@ -66,13 +66,14 @@ def fit(
     listener: Listener | None = None,
     command: str = "",
     start: Callable[[TunedModel], None] | None = None,
+    test: bool = True,
 ) -> dict[str, Any]:
     """Train as `config` says, into `folder`; returns what `summary.json` holds.
 
     Validation after every epoch, the test split once at the end, with the last epoch's weights. A run that was
     killed goes on from its last whole epoch with `resume` and gives the same numbers; a finished one is only read.
-    `start` sets the first values of prompts and head in place of the method; hand it over to a resumed run too. Raises
-    PromptvitError of every kind.
+    `start` sets the first values of prompts and head in place of the method; hand it over to a resumed run too. Without
+    `test` the test images are left alone. Raises PromptvitError of every kind.
     """
     method = make_method(config)
     config = dataclasses.replace(config, method={"name": method.kind, **method.to_dict()})
@@ -80,7 +81,7 @@ def fit(
     run_folder.check(config.to_dict(), resume=resume)
     if not run_folder.summary.exists():
         try:
-            with closing(Run(config, method, run_folder, listener or Listener(), start)) as run:
+            with closing(Run(config, method, run_folder, listener or Listener(), start, test)) as run:
                 run.take_up()
                 for epoch in range(len(run.rows), config.train.epochs):
                     run.train_epoch(epoch)
@@ -108,6 +109,7 @@ class Run:
         folder: RunFolder,
         listener: Listener,
         start: Callable[[TunedModel], None] | None = None,
+        test: bool = True,
     ) -> None:
         self.config, self.folder, self.listener = config, folder, listener
         self.rows: list[Row] = []
@@ -137,7 +139,8 @@ class Run:
         self.loader = self._loader(self.train_set, shuffle=True)
         self.val_loader = self._loader(self._dataset("val", self.task.val))
         # Read here, evaluated at the end: a broken test image is to stop a run before it starts.
-        self.test_loader = None if self.task.test is None else self._loader(self._dataset("test", self.task.test))
+        test_split = self.task.test if test else None
+        self.test_loader = None if test_split is None else self._loader(self._dataset("test", test_split))
         self.loss = make_loss(settings, self.train_set.labels, len(self.task.classes)).to(self.accelerator.device)
         self.optimizer = make_optimizer(self.model, settings)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
