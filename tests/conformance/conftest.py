@@ -52,6 +52,12 @@ def resnet():
 FAMILIES = {"eva": eva, "swin": swin, "convnext": convnext, "resnet": resnet}
 FIELDS = {"side": {"weights": "random"}, "pixel-pad": {"length": 2}, "spt-shallow": {"length": 5}}
 """What tests need beside a method's own name: no download, a frame that fits patches of 4, few prompts."""
+MASKS = {"length": 10, "tokens": ((1, 4, 7),), "segments": ([(0,), *[()] * 8, (1, 3)],), "parts": 4}
+BESIDE: dict[str, Method] = {
+    "e2vpt, pruned": METHODS["e2vpt"].build(masks=MASKS),
+    "e2vpt, zeroed": METHODS["e2vpt"].build(masks=MASKS | {"compat_zero": True}),
+}
+"""Methods without a registered name of their own that meet the same tests."""
 SAMPLES = [(torch.linspace(-1, 1, 768).roll(97 * number).reshape(3, 16, 16), number) for number in range(5)]
 """An image of each of five classes, for methods that start from the task's images."""
 OF_EVERY_KIND = ("vpt-shallow", "vpt-deep", "full")
@@ -59,8 +65,8 @@ OF_EVERY_KIND = ("vpt-shallow", "vpt-deep", "full")
 
 
 def build(name: str) -> Method:
-    """The method of a registered name as the tests use it."""
-    return METHODS[name].build(**FIELDS.get(name, {}))
+    """The method of a registered name as the tests use it, or one of those beside."""
+    return BESIDE[name] if name in BESIDE else METHODS[name].build(**FIELDS.get(name, {}))
 
 
 def supported(make, names):
@@ -88,7 +94,7 @@ def kind(name):
 def pairs():
     """(backbone, method name) for everything that goes together."""
     unique = list(dict.fromkeys(METHODS[name].build(**FIELDS.get(name, {})) for name in METHODS))
-    names = [next(name for name in METHODS if build(name) == method) for method in unique]
+    names = [*(next(name for name in METHODS if build(name) == method) for method in unique), *BESIDE]
     found = [(name, method) for name in KINDS for method in supported(kind(name), OF_EVERY_KIND)]
     found += [("cls", method) for method in supported(kind("cls"), names) if method not in OF_EVERY_KIND]
     return found + [(name, method) for name, make in FAMILIES.items() for method in supported(make, names)]

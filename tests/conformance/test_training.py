@@ -168,6 +168,8 @@ def gradients(model, logits):
 torch.manual_seed(0)
 fields = {"side": {"weights": "random"}, "pixel-pad": {"length": 2}, "spt-shallow": {"length": 5}}
 presets = {name: preset.build(**fields.get(name, {})) for name, preset in METHODS.items()}
+for zero in (False, True):
+    presets[f"pruned {zero}"] = METHODS["e2vpt"].build(masks={"length": 10, "tokens": [[1, 4]], "compat_zero": zero})
 methods = list(dict.fromkeys(presets.values()))
 for readout, method in [*(("token", method) for method in methods), ("avg", pv.VPT()), ("token", pv.VPT(dropout=0.1))]:
     torch.compiler.reset()

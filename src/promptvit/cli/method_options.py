@@ -19,7 +19,7 @@ def add_method(
     preset = METHODS[name]
     parts = {field: kind for field, kind in _parts(preset.method).items() if field not in preset.fields}
     add_fields(parser, prefix, preset.method, fixed=(*preset.fields, *parts))
-    defaults, texts = preset.method(**preset.fields), field_texts(preset.method)
+    defaults, texts = preset.build(), field_texts(preset.method)
     for field, kind in parts.items():
         option, default = f"--{prefix}.{field}", getattr(defaults, field)
         if field in preset.method.inner:

@@ -43,14 +43,16 @@ def make_parser(verb: str, description: str, positional: str = "") -> jsonargpar
 def add_fields(parser: jsonargparse.ArgumentParser, prefix: str, config: type, fixed: Sequence[str] = ()) -> None:
     """An option `--prefix.field` for every field of the dataclass `config` but the `fixed` ones; `--field` without a
     prefix."""
-    group = parser.add_argument_group(prefix or "options")
+    group = parser.add_argument_group(prefix or "settings")
     hints, texts = get_type_hints(config), field_texts(config)
     for field in dataclasses.fields(config):
         if field.name not in fixed:
+            default: Any = {} if field.default is dataclasses.MISSING else {"default": field.default}
             group.add_argument(
                 f"--{prefix}.{field.name}" if prefix else f"--{field.name}",
                 type=hints[field.name],
-                default=field.default,
+                required=not default,
+                **default,
                 metavar=field.name.upper(),
                 help=texts.get(field.name, "").replace("%", "%%"),
             )
@@ -111,7 +113,36 @@ def expand(arguments: Sequence[str]) -> list[str]:
         if left:
             note(f"--method {method}: leaving out what the config file says of its method: {' '.join(left)}")
         from_files = [argument for argument in from_files if argument not in left]
-    return [*from_files, *typed]
+    return without_replaced_parts([*from_files, *typed])
+
+
+def without_replaced_parts(arguments: Sequence[str]) -> list[str]:
+    """The arguments without options of a part, such as `--method.kv.length`, that a later `--method.kv null` or another
+    `--method.prompts.name` leaves behind."""
+    kept: list[str] = []
+    for position, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        value = value if equals else next(iter(arguments[position + 1 :]), "")
+        part = option.removesuffix(".name")
+        emptied = value == "null" and option.startswith("--")
+        renamed = option.endswith(".name") and option_value(kept, option) not in (None, value)
+        if part.count(".") > 0 and (emptied or renamed):
+            kept = without(kept, f"{part}.")
+        kept.append(argument)
+    return kept
+
+
+def without(arguments: Sequence[str], beginning: str) -> list[str]:
+    """The arguments but those options, with their values, that begin so."""
+    kept, skips = [], False
+    for argument in arguments:
+        if argument.startswith(beginning):
+            skips = "=" not in argument
+        elif skips and not argument.startswith("--"):
+            skips = False
+        else:
+            kept, skips = [*kept, argument], False
+    return kept
 
 
 def option_value(arguments: Sequence[str], name: str) -> str | None:

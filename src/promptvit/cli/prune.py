@@ -84,8 +84,8 @@ def describe(summary: dict[str, Any], folder: Path) -> str:
         [
             *lines,
             "",
-            f"chosen (*): {100 * share:.0f} % of the prompt values, {pruning['trainings']} trained again; {split} accuracy "
-            f"{100 * before:.1f} % before, {100 * after:.1f} % now",
+            f"chosen (*): {100 * share:.0f} % of the prompt values; {pruning['trainings']} candidates trained again; "
+            f"{split} accuracy {100 * before:.1f} % before, {100 * after:.1f} % now",
             f"saved in {folder}",
         ]
     )

@@ -133,7 +133,7 @@ def unknown_choices(config: object) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A registered name: a method class and the fields that the name fixes."""
+    """A registered name: a method class, whose fields all have a default, and the fields that the name fixes."""
 
     method: type[Method]
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)

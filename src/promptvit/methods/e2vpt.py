@@ -117,6 +117,10 @@ class KeyValues(Delta):
         return blocks
 
 
+PARTS = {"kv": KeyValue, "masks": Masks}
+"""Fields of `E2VPT` that are dataclasses and no methods."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class E2VPT(Method):
     """Visual prompts, key-value prompts, or both; visual prompts may be pruned.
@@ -138,6 +142,11 @@ class E2VPT(Method):
         problems = []
         if self.prompts is not None and not isinstance(self.prompts, VPT | SPT):
             problems.append(f"prompts={type(self.prompts).__name__}: expected a VPT or an SPT")
+        problems += [
+            f"{name}={getattr(self, name)!r}: expected a {kind.__name__}, or none"
+            for name, kind in PARTS.items()
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), kind)
+        ]
         if self.prompts is None and self.kv is None:
             problems.append("neither prompts nor kv: the method `linear` has none")
         if self.prompts is None and self.masks is not None:
@@ -207,7 +216,7 @@ class E2VPT(Method):
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, `prompts` with the name of their method."""
         visual = None if self.prompts is None else {"name": self.prompts.kind, **self.prompts.to_dict()}
-        parts = {name: getattr(self, name) for name in ("kv", "masks")}
+        parts = {name: getattr(self, name) for name in PARTS}
         return {
             "prompts": visual,
             **{n: None if part is None else dataclasses.asdict(part) for n, part in parts.items()},
@@ -221,13 +230,19 @@ class E2VPT(Method):
             own = {name: value for name, value in given.items() if name != "name"}
             name = given.get("name", VPT.kind)
             parts["prompts"] = None if name is None else METHODS[name].build(**own)
-        for name, part in (("kv", KeyValue), ("masks", Masks)):
+        for name, part in PARTS.items():
             if isinstance(given := parts.get(name), dict):
                 known = {field.name for field in dataclasses.fields(part)}
                 problems = [f"{name}.{key}={given[key]!r}: no such field" for key in given if key not in known]
+                problems += [f"{name}: {field} is missing" for field in required(part) if field not in given]
                 ConfigError.collect(problems, part.__name__)
                 parts[name] = part(**given)
         return cls(**parts)
+
+
+def required(part: type) -> list[str]:
+    """Fields of a dataclass without a default."""
+    return [field.name for field in dataclasses.fields(part) if field.default is dataclasses.MISSING]
 
 
 class E2VPTDelta(Delta):

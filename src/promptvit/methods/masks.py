@@ -44,8 +44,17 @@ class Masks:
     compat_zero: bool = False
 
     def __post_init__(self) -> None:
-        tokens = tuple(tuple(each) for each in self.tokens)
-        segments = tuple(tuple(tuple(each) for each in prompts) for prompts in self.segments)
+        try:
+            tokens = tuple(tuple(int(index) for index in each) for each in self.tokens)
+            segments = tuple(
+                tuple(tuple(int(index) for index in each) for each in prompts) for prompts in self.segments
+            )
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"tokens={self.tokens!r}, segments={self.segments!r}",
+                expected="lists of lists of numbers, and one more list around those of segments",
+                where="Masks",
+            ) from None
         object.__setattr__(self, "tokens", tokens)
         object.__setattr__(self, "segments", segments or ((),) * len(tokens))
         ConfigError.collect(list(self._problems()), "Masks")

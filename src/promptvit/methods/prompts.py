@@ -97,7 +97,7 @@ class Prompts(Delta):
                 values = np.repeat(rows[:, None], width, axis=1)  # of any width
             if not masks.compat_zero:
                 stage, values = stage[:, np.flatnonzero(rows)], values[rows]
-            groups.append((stage.detach().clone(), values))
+            groups.append((stage.detach(), values))
         return Prompts(
             [stage for stage, _ in groups],
             first=self.first,

@@ -81,7 +81,8 @@ def score_prompts(
     rises when the gate closes, to first order); `compat_signed` is the mean over batches, signed. `gate`: that of a
     prompt multiplies its `attention` weights exp(logit) in every head, so that zero is the same as no prompt; where a
     prompt travels on, and with `values` everywhere, it multiplies the prompt, as in the paper. That of a segment
-    always does.
+    always does. `scope`: a score for each `block`, the sum over `all` of them, or that of the `first`. `parts`:
+    segments of a prompt, of channels as `layout` says (see `Masks`).
 
     The model is in eval mode meanwhile; nothing is trained, and no random number is drawn. Of a model that is pruned
     already, what is gone has a score of zero. Raises ConfigError for a model without visual prompts or a width that
@@ -95,7 +96,7 @@ def score_prompts(
             labels = known.labels[numbers].to(model.device)
             each = gradients(model, pixels.to(model.device), labels, gate=gate, layout=layout, parts=parts)
             each = {"all": each.sum(dim=1, keepdim=True), "block": each, "first": each[:, :1]}[scope]
-            sums.append(MEASURES[score](each).cpu())
+            sums.append(MEASURES[score](each))
     finally:
         model.train(was_training)
     count = len(sums) if score == "compat_signed" else len(known)
@@ -139,7 +140,7 @@ def gradients(
     found = []
     for number, values in enumerate(tokens):
         segments = _segments(values.detach() * slopes[number], layout, parts)  # [B, P', S]
-        whole = of_gates[number].double() if number in gates else segments.sum(dim=-1)
+        whole = of_gates[number].cpu().double() if number in gates else segments.sum(dim=-1)
         found.append(torch.cat([whole.unsqueeze(-1), segments], dim=-1))
     if visual_prompts(model).shared:
         found = [torch.stack(found).sum(dim=0)]
@@ -159,7 +160,7 @@ def _at_their_places(found: list[Tensor], masks: Masks | None) -> list[Tensor]:
     """Those of kept prompts [B, P', G] of each block among zeros, [B, P, G]."""
     if masks is None or masks.compat_zero:
         return found
-    kept = torch.from_numpy(masks.kept_tokens(len(found))).to(found[0].device)
+    kept = torch.from_numpy(masks.kept_tokens(len(found)))
     whole = [own.new_zeros(len(own), masks.length, own.shape[-1]) for own in found]
     for all_prompts, own, rows in zip(whole, found, kept, strict=True):
         all_prompts[:, rows] = own
@@ -167,13 +168,13 @@ def _at_their_places(found: list[Tensor], masks: Masks | None) -> list[Tensor]:
 
 
 def _segments(shares: Float[Tensor, "B P D"], layout: Layout, parts: int) -> Float64[Tensor, "B P S"]:
-    """Sums over the channels of each segment."""
-    width = shares.shape[-1]
+    """Sums over the channels of each segment, on the CPU: not every device has 64 bits."""
+    shares, width = shares.cpu().double(), shares.shape[-1]
     if width % parts:
         raise ConfigError(f"{parts} segments of prompts of width {width}", expected="a divisor", where="score_prompts")
     if layout == "contiguous":
-        return shares.double().unflatten(-1, (parts, -1)).sum(dim=-1)
-    return shares.double().unflatten(-1, (-1, parts)).sum(dim=-2)
+        return shares.unflatten(-1, (parts, -1)).sum(dim=-1)
+    return shares.unflatten(-1, (-1, parts)).sum(dim=-2)
 
 
 def visual_prompts(model: TunedModel) -> Prompts:
