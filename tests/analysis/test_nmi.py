@@ -64,9 +64,9 @@ def literal_maps(model, images, inputs, monkeypatch):
     asked = []
     attend = F.scaled_dot_product_attention
 
-    def listen(q, k, v, **options):
+    def listen(q, k, v, *rest, **options):
         asked.append((q, k))
-        return attend(q, k, v, **options)
+        return attend(q, k, v, *rest, **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", listen)
     embedded = model._pos_embed(model.patch_embed(images))
@@ -145,7 +145,8 @@ def test_the_order_of_prompts_and_patches_does_not_matter(shares, random):
 def test_equal_rows_and_single_rows_give_0(row, queries):
     assert normalised_mutual_information(row.expand(queries, -1)).item() == pytest.approx(0, abs=1e-10)
     assert normalised_mutual_information(row).item() == 0
-    assert normalised_mutual_information(row.float().expand(queries, -1)).item() == pytest.approx(0, abs=1e-6)
+    rounded = normalised_mutual_information(row.float().expand(queries, -1)).item()
+    assert rounded == pytest.approx(0, abs=1e-3)  # 1e-7 over the root of an entropy that may be as small
 
 
 @given(st.permutations(range(5)))

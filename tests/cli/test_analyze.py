@@ -79,13 +79,15 @@ def test_other_images_can_be_named(run, images, tmp_path, capsys):
 
 def test_help_says_what_there_is(capsys):
     assert main(["analyze", "--help"]) == 0
-    assert "nmi  NMI of prompts and patches" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert re.search(r"  nmi +NMI of prompts and patches", shown)
+    assert re.search(r"  embedding +features before and after tuning", shown)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to analyze; expected nmi"),
+        ([], "nothing to analyze; expected nmi, embedding, pruning"),
         (["nni", "RUN"], "unknown analysis 'nni'. Did you mean nmi?"),
         (["nmi"], "the following arguments are required: runs"),
         (["nmi", "RUN", "--variant", "token"], "--variant token; expected attention, tokens, clustering"),

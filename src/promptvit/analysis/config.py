@@ -6,3 +6,5 @@ from typing import Literal
 
 Variant = Literal["attention", "tokens", "clustering"]
 """How prompts and patches are compared for their NMI; see `promptvit.analysis.nmi`."""
+Embedding = Literal["tsne", "umap", "poincare"]
+"""How features become points in the plane; see `promptvit.analysis.embedding`."""

@@ -4,20 +4,42 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
 
 from promptvit.errors import ConfigError
 from promptvit.files import write_bytes
+
+if TYPE_CHECKING:
+    import matplotlib.axes  # takes a second to import: only when something is drawn
+    import matplotlib.figure
 
 FORMATS = ("png", "svg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Told apart by colour-blind readers too (Okabe and Ito, 2008), without its yellow, which is faint on white."""
 MARKERS = "osD^vPX*"
 """One more than colours, so that lines differ in two ways."""
+NAMED_CLASSES = 12
+"""A legend has no more than these."""
+PALE = "#C4D9EA"
 
 Curve = Sequence[tuple[int, float]]
 """Epochs and values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Points [n, 2] with the labels [n] that colour them, a title above and a note below."""
+
+    title: str
+    note: str
+    points: Float[np.ndarray, "n 2"]
+    labels: Int64[np.ndarray, " n"]
 
 
 def check_format(path: Path) -> str:
@@ -33,7 +55,6 @@ def draw_curves(path: Path, curves: Mapping[str, Curve], label: str) -> None:
 
     Values start at zero. Raises ConfigError for an ending that is no format, and OutputError.
     """
-    import matplotlib as mpl  # takes a second: only when something is drawn
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -50,8 +71,118 @@ def draw_curves(path: Path, curves: Mapping[str, Curve], label: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(lines, [name.replace("$", r"\$") for name in curves], frameon=False)  # no formulas in names
+    axes.legend(lines, [_plain(name) for name in curves], frameon=False)
+    _write(figure, path)
+
+
+def draw_embedding(path: Path, rows: Sequence[tuple[Sequence[str], Sequence[Panel]]], *, disk: bool = False) -> None:
+    """Writes a picture of points coloured by class: rows of panels, each row with the names of its classes.
+
+    Up to twelve classes are named beside their row. `disk`: the points lie in the Poincaré disk; its circle is drawn,
+    and rings at hyperbolic distances 1, 2, 3 and 4 from the middle. Raises ConfigError for an ending that is no format,
+    and OutputError.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    columns = max(len(panels) for _, panels in rows)
+    figure = Figure(figsize=(3.3 * columns + 1.2, 3.7 * len(rows)), layout="constrained")
+    for (classes, panels), places in zip(rows, figure.subplots(len(rows), columns, squeeze=False), strict=True):
+        colours = palette(len(classes))
+        for axes, panel in zip(places, panels, strict=False):
+            _draw_panel(axes, panel, colours, disk)
+        for axes in places[len(panels) :]:
+            axes.set_axis_off()
+        if len(classes) <= NAMED_CLASSES:
+            dots = [Line2D([], [], linestyle="", marker="o", markersize=5, color=colour) for colour in colours]
+            legend = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "handletextpad": 0.2}
+            places[len(panels) - 1].legend(dots, [_plain(name) for name in classes], frameon=False, **legend)
+    _write(figure, path)
+
+
+def _draw_panel(axes: matplotlib.axes.Axes, panel: Panel, colours: np.ndarray, disk: bool) -> None:
+    from matplotlib.patches import Circle
+
+    axes.set_aspect("equal", adjustable="box" if disk else "datalim")
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(_plain(panel.title), fontsize=11)
+    axes.set_xlabel(_plain(panel.note), fontsize=9, color="0.3")
+    axes.spines[:].set(visible=not disk, color="0.8")
+    if disk:
+        axes.add_patch(Circle((0, 0), 1, facecolor="0.98", edgecolor="0.4", clip_on=False, gid="unit circle"))
+        for distance in range(1, 5):
+            axes.add_patch(Circle((0, 0), np.tanh(distance / 2), fill=False, edgecolor="0.88", linewidth=0.6))
+        axes.set(xlim=(-1.01, 1.01), ylim=(-1.01, 1.01))
+    size = float(np.clip(6000 / len(panel.points), 5, 20))
+    axes.scatter(*panel.points.T, s=size, c=colours[panel.labels], edgecolors="white", linewidths=0.3, zorder=2)
+
+
+def palette(count: int) -> Float[np.ndarray, "count 3"]:
+    """A colour for each of `count` classes."""
+    import matplotlib as mpl
+    from matplotlib.colors import to_rgb
+
+    if count <= len(COLOURS):
+        return np.array([to_rgb(colour) for colour in COLOURS[:count]])
+    if count <= 20:
+        twins = mpl.colormaps["tab20"](np.arange(20))[:, :3]  # strong and pale in turn
+        return np.concatenate([twins[::2], twins[1::2]])[:count]
+    return mpl.colormaps["turbo"](np.linspace(0, 1, count))[:, :3]
+
+
+def draw_masks(path: Path, kept: Bool[np.ndarray, "L P S"], first: int = 1) -> None:
+    """Writes a picture of what pruning kept: a row for each block, a cell for each prompt, a stripe for each segment.
+
+    Stripes that are kept are strong, pruned ones pale; a prompt of which nothing is kept is hatched. The legend has
+    their shares of all segments. `first`: the number of the first row's block. Raises ConfigError for an ending that is
+    no format, and OutputError.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.ticker import MaxNLocator
+
+    blocks, prompts, segments = kept.shape
+    gone = ~kept.any(axis=2)  # [L, P]
+    figure = Figure(figsize=(float(np.clip(0.26 * prompts, 5, 13)) + 1, 0.3 * blocks + 1.3), layout="constrained")
+    axes = figure.add_subplot()
+    edges = np.arange(1, prompts + 1)[:, None] + np.linspace(-0.45, 0.45, segments + 1)  # [P, S+1]
+    stripes = np.full((blocks, prompts, segments + 1), 2)  # the last one is the gap between two prompts
+    stripes[..., :-1] = kept
+    rows, colours = np.arange(blocks + 1) + first - 0.5, ListedColormap([PALE, COLOURS[0], "white"])
+    stripes = stripes.reshape(blocks, -1)[:, :-1]
+    axes.pcolormesh(edges.ravel(), rows, stripes, cmap=colours, vmin=0, vmax=2, rasterized=True)
+    hatched: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.75", "hatch": "////", "linewidth": 0}
+    for block, prompt in np.argwhere(gone):
+        axes.add_patch(Rectangle((edges[prompt, 0], rows[block]), 0.9, 1, **hatched))
+    axes.hlines(rows, 0.5, prompts + 0.5, colors="white", linewidth=2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set(xlabel="prompt", ylabel="block", yticks=range(first, first + blocks))
+    axes.set(xlim=(0.5, prompts + 0.5), ylim=(rows[-1], rows[0]))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    alone = ~kept & ~np.expand_dims(gone, 2)  # segments of prompts that are still there
+    shares = {"kept": kept.mean(), "segment pruned": alone.mean(), "prompt pruned": gone.mean()}
+    kinds: tuple[dict[str, Any], ...] = ({"color": COLOURS[0]}, {"color": PALE}, hatched)
+    figure.legend(
+        [Patch(**kind) for kind in kinds],
+        [f"{name} ({share:.0%})" for name, share in shares.items()],
+        loc="outside upper center",
+        ncols=3,
+        frameon=False,
+    )
+    _write(figure, path)
+
+
+def _plain(name: str) -> str:
+    """The name as it is: no formulas in names."""
+    return name.replace("$", r"\$")
+
+
+def _write(figure: matplotlib.figure.Figure, path: Path) -> None:
+    import matplotlib as mpl
+
     content = io.BytesIO()
-    with mpl.rc_context({"svg.fonttype": "none"}):  # text stays text
+    with mpl.rc_context({"svg.fonttype": "none", "hatch.linewidth": 0.6}):  # text stays text
         figure.savefig(content, format=check_format(path), dpi=160)
     write_bytes(path, content.getvalue())

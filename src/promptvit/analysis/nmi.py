@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from promptvit.analysis.config import Variant
+from promptvit.analysis.images import batches, choose
 from promptvit.backbones.attention import KEY, QUERY, SelfAttention, project, rotate
 from promptvit.backbones.base import TokenBackbone
 from promptvit.backbones.plain import PlainBackbone
@@ -30,7 +31,6 @@ from promptvit.backbones.walk import Rows, walk
 from promptvit.data.config import DataConfig
 from promptvit.data.dataset import ImageDataset
 from promptvit.data.load import load_split, load_task
-from promptvit.data.transforms import normalise
 from promptvit.errors import ConfigError, DataError
 from promptvit.files import write_text
 from promptvit.model import TunedModel
@@ -43,7 +43,6 @@ BlockNMI = list[float | None]
 IMAGES: dict[Variant, int] = {"attention": 64, "tokens": 64, "clustering": 8}
 """On how many images a variant is measured unless told otherwise: k-means is slow."""
 SMOOTHING = 1e-8
-BATCH_SIZE = 32
 
 
 def normalised_mutual_information(shares: Float[Tensor, "*batch Q K"]) -> Float[Tensor, "*batch"]:
@@ -177,18 +176,9 @@ def task_nmi(
     return _dataset_nmi(model, load_split(load_task(data).val, model.preprocessing, data), variant, images)
 
 
-def _chosen(count: int, wanted: int | None, variant: Variant) -> list[int]:
-    """At most `wanted` numbers below `count`, without regard to order: lists may be sorted by class, or cycle."""
-    wanted = IMAGES[variant] if wanted is None else wanted
-    if wanted < 1:
-        raise ConfigError(f"images={wanted}", expected="at least 1", where="NMI")
-    return sorted(np.random.default_rng(0).permutation(count)[:wanted].tolist())
-
-
 def _dataset_nmi(model: TunedModel, dataset: ImageDataset, variant: Variant, images: int | None) -> BlockNMI:
-    pixels, _ = dataset.__getitems__(_chosen(len(dataset), images, variant))
-    parts = pixels.split(BATCH_SIZE)
-    return prompt_nmi(model, (normalise(part.to(model.device), model.preprocessing) for part in parts), variant)
+    pixels, _ = choose(dataset, IMAGES[variant] if images is None else images, "NMI")
+    return prompt_nmi(model, batches(pixels, model.preprocessing, model.device), variant)
 
 
 def record(epoch: int, run: Run, *, variant: Variant = "attention", images: int | None = None) -> None:

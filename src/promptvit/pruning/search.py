@@ -297,10 +297,11 @@ class PruneSearch:
         }
 
     def finalists(self, rows: list[Row]) -> list[Row]:
-        """What to train again. With `cheap`, the range of sizes is cut into one band more than there are trainings, the
-        uppermost is left out, and of each other band it is the candidate with the lowest loss as it is."""
+        """What to train again: all, if there are as many trainings. Else the range of sizes is cut into one band more than
+        there are trainings, the uppermost is left out, and of each other band it is the candidate with the lowest loss
+        as it is."""
         others = rows[1:]
-        if self.config.search == "grid":
+        if self.config.search == "grid" or len(others) <= self.config.budget:
             return others
         sizes = [row["prompt_parameters"] for row in others]
         step = (max(sizes) - min(sizes)) / (self.config.budget + 1) or 1.0
@@ -331,6 +332,8 @@ class PruneSearch:
                 test=False,
             )
         except TrainingError as error:
+            if isinstance(error.__cause__, torch.OutOfMemoryError):  # of this moment, not of the candidate
+                raise
             write_text(failure, str(error))
             return {**row, "failed": str(error)}
         val = summary["result"]["val"]
