@@ -297,9 +297,9 @@ class PruneSearch:
         }
 
     def finalists(self, rows: list[Row]) -> list[Row]:
-        """What to train again: all, if there are as many trainings. Else the range of sizes is cut into one band more than
-        there are trainings, the uppermost is left out, and of each other band it is the candidate with the lowest loss
-        as it is."""
+        """What to train again: all, if there are as many trainings. Else the range of sizes is cut into one band more
+        than there are trainings, the uppermost is left out, and of each other band it is the candidate with the lowest
+        loss as it is."""
         others = rows[1:]
         if self.config.search == "grid" or len(others) <= self.config.budget:
             return others
