@@ -266,7 +266,8 @@ def test_of_each_size_the_one_that_does_best_as_it_is():
     grid = PruneSearch.finalists(SimpleNamespace(config=PruneConfig(search="grid")), measured)
     assert grid == measured[1:]
     same = rows((9, 0.0), (5, 0.7), (5, 0.6))
-    assert PruneSearch.finalists(SimpleNamespace(config=PruneConfig()), same) == [same[2]]
+    assert PruneSearch.finalists(SimpleNamespace(config=PruneConfig(budget=1)), same) == [same[2]]
+    assert PruneSearch.finalists(SimpleNamespace(config=PruneConfig(budget=2)), same) == same[1:]  # enough for all
 
 
 @pytest.mark.parametrize(

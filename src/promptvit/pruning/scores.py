@@ -86,9 +86,10 @@ def score_prompts(
 
     The model is in eval mode meanwhile; nothing is trained, and no random number is drawn. Of a model that is pruned
     already, what is gone has a score of zero (rows of zeros are not gone: they draw attention). Where the prompts of
-    some blocks travel on and those of others do not, gates differ in scale, and `all` is no fair sum. Raises ConfigError
-    for a model without visual prompts or a width that `parts` does not divide; DataError for labels that are no class of
-    the model, and for gradients that are not finite. After section 3.3 of the paper.
+    some blocks travel on and those of others do not, gates differ in scale, and `all` is no fair sum.
+
+    Raises ConfigError for a model without visual prompts or a width that `parts` does not divide; DataError for labels
+    that are no class of the model, and for gradients that are not finite. After section 3.3 of the paper.
     """
     visual_prompts(model)
     known, was_training, sums = as_samples(samples), model.training, []
