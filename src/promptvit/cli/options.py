@@ -85,10 +85,11 @@ def _one_line(message: str, parser: jsonargparse.ArgumentParser) -> str:
         return f"unknown option {unknown[1]}" + (f"; did you mean {close[0]}?" if close else "")
     key = re.match(r'Parser key "([\w.]+)"', message)
     value = re.search(r"(?:Given|Got) value: (.*)", message)
-    types = re.findall(r"Expected an? (<class '\w+'>|typing\.Literal\[.*?\])", message)
+    types = re.findall(r"Expected an? (<class '[\w.]+'>|typing\.Literal\[.*?\])", message)
     if key and value and types:
         expected = " or ".join(re.sub(r"<class '|'>|typing\.Literal|[\[\]']", "", kind) for kind in types)
-        return f"--{key[1]} {value[1]}; expected {expected.replace('NoneType', 'null')}"
+        plain = expected.replace("NoneType", "null").replace("collections.abc.Sequence", "a list such as [1, 2]")
+        return f"--{key[1]} {value[1]}; expected {plain}"
     return " ".join(message.split())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,12 @@ from promptvit.cli.options import add_fields, command_line, expand, make_parser,
 from promptvit.cli.train import Bars
 from promptvit.errors import ConfigError
 from promptvit.pruning.config import PruneConfig
+from promptvit.train.config import Device
 
 if TYPE_CHECKING:
     from promptvit.train.loop import Listener
 
+LISTS = ("--tokens", "--segments", "--percents")
 HEAD = ("prompts", "segments", "parameters", "MFLOPs", "delta", "val before", "after mask", "after rewind")
 
 
@@ -29,9 +33,10 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="a finished run's folder")
     parser.add_argument("--out", type=str | None, default=None, help="the new folder; RUN-pruned by default")
     parser.add_argument("--resume", action="store_true", help="go on with the search in --out")
+    parser.add_argument("--device", type=Device | None, default=None, help="where to compute; null: as the run")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     add_fields(parser, "", PruneConfig)
-    values = parse(parser, expand(arguments))
+    values = parse(parser, bracketed(expand(arguments)))
     config = PruneConfig(**{field.name: values[field.name] for field in dataclasses.fields(PruneConfig)})
     source = Path(values["run"])
     beside = source if source.name.strip(".") else source.resolve()  # "." and ".." name no folder
@@ -47,6 +52,7 @@ def run(arguments: list[str]) -> None:
             folder,
             config,
             resume=values["resume"],
+            device=values["device"],
             listener=PruneListener(
                 phase=lambda what, steps: bars.show(what, steps, "step"),
                 step=lambda: bars.bar.update(),
@@ -55,6 +61,22 @@ def run(arguments: list[str]) -> None:
             command=command_line("prune", arguments),
         )
     print(json.dumps(summary, ensure_ascii=False) if values["json"] else describe(summary, folder))
+
+
+def bracketed(arguments: Sequence[str]) -> list[str]:
+    """The arguments with brackets around numbers where lists are wanted: `--tokens 2,5`."""
+    found = list(arguments)
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in LISTS and equals:
+            found[place] = f"{name}={_list(value)}"
+        elif name in LISTS and place + 1 < len(arguments):
+            found[place + 1] = _list(arguments[place + 1])
+    return found
+
+
+def _list(value: str) -> str:
+    return f"[{value}]" if re.fullmatch(r"[-\d.,]+", value) else value
 
 
 def training(bars: Bars, number: int, count: int) -> Listener:

@@ -38,7 +38,7 @@ class PruneConfig:
     - `parts`: segments of a prompt, S.
     - `cascade`: segments are scored anew among the prompts that are kept, in one pass for each number of pruned
       prompts; without it one pass gives all scores.
-    - `tokens`: numbers of pruned prompts to try; null: from `percents`.
+    - `tokens`: numbers of pruned prompts to try, such as 2,5; null: from `percents`.
     - `segments`: numbers of pruned segments of every kept prompt to try; null: from `percents`.
     - `percents`: of prompts and of segments to prune; null is 20, 40, 60, 80 with `cheap`, and 10, 20 to 90 with
       `grid`. To prune nothing is always tried.
