@@ -228,6 +228,35 @@ def test_a_gate_of_zero_is_no_prompt(vit, data):
     )
 
 
+def test_a_trained_mask_with_weight_decay_says_nothing_of_use(vit, data):
+    """The official code scores masks that it has trained: where training ends, the gradient is -decay · mask."""
+    decay, m = 0.1, torch.ones(P, dtype=torch.float64, requires_grad=True)
+    ones = torch.ones(3, P, S, dtype=torch.float64)
+
+    def loss():
+        return loss_of(vit, masked(vit, m.expand(3, P), ones, "contiguous"), *data.tensors) / IMAGES
+
+    optimizer = torch.optim.LBFGS(
+        [m], max_iter=300, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        total = loss() + decay / 2 * m.square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(closure)
+    (gradient,) = torch.autograd.grad(loss(), m)
+    close(gradient, -decay * m.detach(), atol=1e-6)
+
+
+def test_a_norm_undoes_the_scale_of_a_prompt(vit, data):
+    """So a mask on the values of prompts that nobody else reads has no gradient but for the norm's epsilon."""
+    values, attention = (score_prompts(vit, data, gate=gate, parts=S).tokens for gate in ("values", "attention"))
+    assert values.max() < 1e-3 * attention.min()
+
+
 @pytest.mark.parametrize("name", ["deep", "shallow", "shared", "key-value", "swin"])
 def test_a_mask_has_the_gradient_of_its_prompt_along_itself(name, build, data):
     """m_i dL/dm_i = sum over blocks of <p_i, dL/dp_i>."""
