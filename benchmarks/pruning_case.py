@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import promptvit as pv
+from benchmarks.machine import commit, machine
 from benchmarks.mini_vtab import ROOT
 from promptvit.methods.masks import Masks
 from promptvit.model import TunedModel
@@ -144,7 +145,9 @@ def order(scores: Scores) -> list[int]:
 
 def main() -> None:
     """Write the page."""
-    text = report(make_model())
+    kinds = machine(torch.device("cpu"), threads=1)
+    known = ", ".join(f"{name} {value}" for name, value in kinds.items() if name != "load_average")
+    text = f"{report(make_model())}Commit: {commit()[:7]}. Machine: {known}.\n"
     (RESULTS / "pruning-case.md").write_text(text)
     print(text)
 

@@ -10,6 +10,7 @@ import torch
 
 import promptvit as pv
 from promptvit.cli.main import main
+from promptvit.cli.prune import bracketed, cells
 
 QUICK = ["--backbone.image_size", "16", "--train.epochs", "1", "--train.device", "cpu"]
 SMALL = ["--tokens", "[1]", "--segments", "[8]", "--budget", "1"]
@@ -153,3 +154,18 @@ def test_folders_of_others_are_left_alone(finished, linear, pruned, tmp_path, ca
     assert main(["prune", str(finished), "--out", str(pruned), "--budget", "2", "--resume"]) == 2
     assert re.search(r"budget, .*tolerance differ from .*prune.json", capsys.readouterr().err)
     assert {path: path.read_bytes() for path in pruned.rglob("*") if path.is_file()} == before
+
+
+def test_numbers_are_lists_where_lists_are_wanted():
+    given = ["run", "--tokens", "2,5", "--segments=4", "--percents", "[20]", "--budget", "3"]
+    assert bracketed(given) == ["run", "--tokens", "[2,5]", "--segments=[4]", "--percents", "[20]", "--budget", "3"]
+
+
+def test_a_training_that_failed_is_in_the_table():
+    row = {"kept_tokens": 8, "kept_segments": 128, "trained_parameters": 100, "flops": 1e6, "delta_bytes": 1024}
+    unpruned = {**row, "masked": {"top1": 0.5}}
+    assert cells({**row, "masked": {"top1": 0.25}, "failed": "the loss is nan"}, unpruned)[-3:] == (
+        "50.0",
+        "25.0",
+        "failed",
+    )

@@ -1,8 +1,11 @@
 import math
+from typing import get_args
 
 import pytest
 
 from promptvit.errors import ConfigError
+from promptvit.methods import masks
+from promptvit.pruning import config
 from promptvit.pruning.config import PruneConfig
 
 # Numbers of pruned prompts that the official code tries (spec, section 6); ours adds 0.
@@ -115,3 +118,9 @@ def test_all_problems_are_said_at_once(untyped):
         assert message.count(f"{name}=") == 1
     assert "percents: 200" in message
     assert "tokens: -1" in message
+
+
+def test_names_are_those_of_masks():
+    """The config repeats them because it imports no torch."""
+    assert get_args(config.Scope) == get_args(masks.Scope)
+    assert get_args(config.Layout) == get_args(masks.Layout)

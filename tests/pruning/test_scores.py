@@ -496,7 +496,7 @@ def scores_of(tokens, segments=None, **fields):
     tokens = np.array(tokens, dtype=np.float64)
     if segments is None:
         segments = np.zeros((*tokens.shape, S))
-    return Scores(tokens=tokens, segments=np.array(segments, dtype=np.float64), **fields)
+    return Scores(tokens=tokens, segments=np.array(segments, dtype=np.float64), **{"scope": "all"} | fields)
 
 
 def test_the_least_important_go_first_and_of_equal_ones_the_lower_index():

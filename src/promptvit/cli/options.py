@@ -118,8 +118,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
 
 
 def without_replaced_parts(arguments: Sequence[str]) -> list[str]:
-    """The arguments without options of a part, such as `--method.kv.length`, that a later `--method.kv null` or another
-    `--method.prompts.name` leaves behind."""
+    """The arguments without what a later one replaces: options of a part, such as `--method.kv.length`, before
+    `--method.kv null` or another `--method.prompts.name`; and that null before options of the part."""
     kept: list[str] = []
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
@@ -129,6 +129,10 @@ def without_replaced_parts(arguments: Sequence[str]) -> list[str]:
         renamed = option.endswith(".name") and option_value(kept, option) not in (None, value)
         if part.count(".") > 0 and (emptied or renamed):
             kept = without(kept, f"{part}.")
+        outer = option.rpartition(".")[0]
+        if outer.count(".") > 0:
+            for null in (outer, f"{outer}.name"):
+                kept = without(kept, null) if option != null and option_value(kept, null) == "null" else kept
         kept.append(argument)
     return kept
 

@@ -102,10 +102,12 @@ def describe(summary: dict[str, Any], folder: Path) -> str:
     split = "test" if summary["result"]["test"] else "val"
     before, after = (result[split]["top1"] for result in (unpruned["result"], summary["result"]))
     share = chosen["prompt_parameters"] / unpruned["prompt_parameters"]
+    failed = {row["failed"] for row in pruning["trained"] if "failed" in row}
     return "\n".join(
         [
             *lines,
             "",
+            *(f"failed: {reason}" for reason in sorted(failed)),
             f"chosen (*): {100 * share:.0f} % of the prompt values; {pruning['trainings']} candidates trained again; "
             f"{split} accuracy {100 * before:.1f} % before, {100 * after:.1f} % now",
             f"saved in {folder}",
@@ -124,7 +126,7 @@ def cells(row: dict[str, Any], unpruned: dict[str, Any]) -> tuple[str, ...]:
         f"{row['delta_bytes'] / 1024:,.0f} KiB",
         f"{100 * unpruned['masked']['top1']:.1f}",
         "" if row is unpruned else f"{100 * row['masked']['top1']:.1f}",
-        f"{100 * again['top1']:.1f}" if again else "",
+        f"{100 * again['top1']:.1f}" if again else "failed" if "failed" in row else "",
     )
 
 

@@ -34,7 +34,7 @@ class Scores:
 
     tokens: Float64[np.ndarray, "sets P"]
     segments: Float64[np.ndarray, "sets P S"]
-    scope: Scope = "all"
+    scope: Scope
     layout: Layout = "contiguous"
 
     def masks(self, tokens: int = 0, segments: int = 0, *, compat_zero: bool = False) -> Masks:
@@ -74,7 +74,8 @@ def score_prompts(
     layout: Layout = "contiguous",
     parts: int = 16,
 ) -> Scores:
-    """The importance of the visual prompts of `model` for its loss (cross-entropy) on `samples`, in one pass.
+    """The importance of the visual prompts of `model` for its loss (cross-entropy) on `samples`: one pass forward and
+    back for each image.
 
     A gate of one stands on every prompt, and one on every segment; scores come from the gradient by it, image by image.
     `score`: `absolute` and `squared` are means over images, `taylor` is the mean of its negative (how much the loss

@@ -139,6 +139,11 @@ class PruneSearch:
         self.length = visual.prompts[0].shape[1]
         self.blocks = sum(len(stage) for stage in visual.prompts)
         self.counts = config.token_counts(self.length), config.segment_counts()
+        self.check_candidates()
+
+    def check_candidates(self) -> None:
+        """Raise for numbers, masks or a start that cannot be had: a search takes long, so this comes before it."""
+        config = self.config
         if len(self.counts[0]) * len(self.counts[1]) == 1:
             raise ConfigError(
                 f"nothing to try: {self.length} prompts per block, of which {config.keep_tokens} are kept",
@@ -146,7 +151,7 @@ class PruneSearch:
                 fix="Smaller keep_tokens or keep_segments, or explicit numbers of tokens and segments",
             )
         if config.rewind in ("start", "early"):
-            self.run.read_values(config.rewind)  # a search takes long: refuse before it
+            self.run.read_values(config.rewind)
         sets = self.blocks if config.scope == "block" else 1
         equal = np.zeros((sets, self.length, config.parts))
         scores = Scores(tokens=equal[..., 0], segments=equal, scope=config.scope, layout=config.layout)
@@ -413,6 +418,7 @@ class PruneSearch:
                 "selection": "validation accuracy; the run itself and masks without training are candidates too",
                 "unpruned": {**measured[0], "result": self.result["result"]},
                 "trainings": len(trained),
+                "seconds": sum(row["trained"]["seconds"] for row in trained if "trained" in row),
                 "candidates": measured[1:],
                 "trained": trained,
                 "chosen": chosen,
