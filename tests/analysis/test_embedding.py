@@ -174,6 +174,7 @@ def test_umap_keeps_groups_apart_and_follows_its_seed(kind, clusters):
     if kind == "poincare":
         assert (np.hypot(*placed.T) < 1).all()
     assert np.isfinite(embed(clusters[8:13], kind)).all()
+    assert torch.get_num_threads() == 1  # as conftest.py sets it: numba would leave all
 
 
 @pytest.mark.slow

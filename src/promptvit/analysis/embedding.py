@@ -140,7 +140,11 @@ def _umap(features: Rows, seed: int, geometry: Literal["euclidean", "hyperboloid
         random_state=seed,
         n_jobs=1,
     )
-    return layout.fit_transform(features).astype(np.float64)
+    threads = torch.get_num_threads()
+    try:
+        return layout.fit_transform(features).astype(np.float64)
+    finally:
+        torch.set_num_threads(threads)  # numba sets what the two have in common
 
 
 def require_umap() -> ModuleType:
