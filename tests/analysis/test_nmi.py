@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -392,7 +393,9 @@ def test_a_killed_run_has_each_epoch_once(folder, tmp_path):
     assert main([*command, "--nmi", "tokens", "--out", str(tmp_path / "whole")]) == 0
     killed = tmp_path / "killed"
     process = subprocess.Popen(
-        [sys.executable, "-m", "promptvit.cli", *command, "--nmi", "tokens", "--out", killed], stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "promptvit.cli", *command, "--nmi", "tokens", "--out", killed],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as here: two threads round otherwise
     )
     while len(read_curve(killed)) < 2:
         time.sleep(0.01)

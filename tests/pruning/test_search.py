@@ -34,7 +34,7 @@ def comparable(summary):
     copy = json.loads(json.dumps(summary))
     for row in (copy["pruning"]["chosen"], *copy["pruning"]["trained"]):
         row.get("trained", {}).pop("seconds", None)
-    del copy["command"]
+    del copy["command"], copy["pruning"]["seconds"]
     return copy
 
 
