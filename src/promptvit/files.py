@@ -39,11 +39,17 @@ def write_all(contents: dict[Path, bytes]) -> None:
         raise OutputError.at(path, error) from error
 
 
-def is_free(folder: Path) -> bool:
-    """Whether nothing is in `folder` but what a killed process has left half written."""
-    if not folder.exists():
+def is_begun(marker: Path, what: str, *, resume: bool) -> bool:
+    """Whether the folder of `marker` holds `what`, as that file tells; raises OutputError if it does and is not to be
+    resumed, or if something else is in it. What a killed process has left half written does not count."""
+    folder = marker.parent
+    if marker.exists():
+        if not resume:
+            raise OutputError(f"{folder} holds {what} already", fix="Go on with it: --resume; or choose another --out")
         return True
-    return folder.is_dir() and all(path.name.endswith(PARTIAL) for path in folder.iterdir())
+    if folder.exists() and not (folder.is_dir() and all(path.name.endswith(PARTIAL) for path in folder.iterdir())):
+        raise OutputError(f"{folder} is in use", expected="a new or empty folder", fix="Choose another --out")
+    return False
 
 
 def write_text(path: Path, content: str) -> None:

@@ -32,8 +32,8 @@ from promptvit.data.load import load_split, load_task
 from promptvit.data.loader import make_loader
 from promptvit.data.task import Split
 from promptvit.delta_files import TENSORS
-from promptvit.errors import ConfigError, DeltaError, OutputError, TrainingError
-from promptvit.files import digest, is_free, write_bytes, write_json, write_text
+from promptvit.errors import ConfigError, DeltaError, TrainingError
+from promptvit.files import digest, is_begun, write_bytes, write_json, write_text
 from promptvit.methods.e2vpt import E2VPT
 from promptvit.methods.masks import Masks
 from promptvit.methods.spt import SPT
@@ -170,16 +170,8 @@ class PruneSearch:
     def check(self, *, resume: bool) -> None:
         """Raise unless the folder is free or, with `resume`, holds this search."""
         path = self.root / "prune.json"
-        if not path.exists():
-            if not is_free(self.root):
-                raise OutputError(
-                    f"{self.root} is in use", expected="a new or empty folder", fix="Choose another --out"
-                )
+        if not is_begun(path, "a search", resume=resume):
             return
-        if not resume:
-            raise OutputError(
-                f"{self.root} holds a search already", fix="Go on with it: --resume; or choose another --out"
-            )
         known = json.loads(path.read_text())
         if known["delta"] != self.identity["delta"]:
             raise DeltaError(

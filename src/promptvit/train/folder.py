@@ -25,8 +25,8 @@ import yaml
 from safetensors import SafetensorError
 from torch import Tensor
 
-from promptvit.errors import ConfigError, DeltaError, OutputError
-from promptvit.files import is_free, write_all, write_bytes, write_json, write_text
+from promptvit.errors import ConfigError, DeltaError
+from promptvit.files import is_begun, write_all, write_bytes, write_json, write_text
 from promptvit.methods import METHODS
 from promptvit.train.config import RunConfig
 
@@ -72,16 +72,8 @@ class RunFolder:
 
     def check(self, config: dict[str, Any], *, resume: bool) -> None:
         """Raise unless the folder is free or, with `resume`, holds a run of the same configuration."""
-        if not self.config.exists():
-            if not is_free(self.root):
-                raise OutputError(
-                    f"{self.root} is in use", expected="a new or empty folder", fix="Choose another --out"
-                )
+        if not is_begun(self.config, "a run", resume=resume):
             return
-        if not resume:
-            raise OutputError(
-                f"{self.root} holds a run already", fix="Go on with it: --resume; or choose another --out"
-            )
         known = _completed(yaml.safe_load(self.config.read_text()) or {})
         changed = [name for name, values in _completed(_plain(config)).items() if known[name] != values]
         if changed:
