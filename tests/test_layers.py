@@ -21,7 +21,8 @@ LAYERS = [
     {"model", "checkpoint"},
     {"ensemble", "peft_folder", "counting"},
     {"train"},
-    {"search", "pruning", "analysis", "serve"},
+    {"pruning", "analysis", "serve"},
+    {"search"},
     {"study", "report"},
     {"cli"},
 ]

@@ -12,7 +12,7 @@ sizes = st.integers(1, 1024)
 
 @given(
     size=st.tuples(sizes, sizes),
-    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
+    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos", "tf1-bilinear"]),
     geometry=st.sampled_from(["squash", "crop"]),
     crop_fraction=st.floats(0.1, 1.0),
 )

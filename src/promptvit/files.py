@@ -62,6 +62,11 @@ def write_json(path: Path, values: Any) -> None:
     write_bytes(path, json_bytes(values))
 
 
+def write_compact_json(path: Path, values: Any) -> None:
+    """`write_bytes` of JSON in one line: for what no person reads."""
+    write_bytes(path, json.dumps(values, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+
+
 def json_bytes(values: Any) -> bytes:
     """Indented JSON with a closing newline; NaN and infinity are refused, bytes of odd file names escaped."""
     return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")

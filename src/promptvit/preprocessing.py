@@ -9,7 +9,11 @@ from typing import Any, Literal, get_args
 from promptvit.errors import ConfigError
 
 Geometry = Literal["squash", "crop"]
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "tf1-bilinear"]
+Channels = tuple[float, float, float]
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+"""Of ImageNet's red, green and blue, on values in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +22,15 @@ class Preprocessing:
 
     - `size`: height and width in pixels.
     - `mean`, `std`: per channel, on values in [0, 1].
-    - `interpolation`: the resampling filter (with antialiasing).
+    - `interpolation`: the resampling filter, with antialiasing; `tf1-bilinear` is TensorFlow 1's, without antialiasing
+      or the shift by half a pixel.
     - `geometry`: `squash` resizes to `size` whatever the aspect ratio; `crop` resizes the short side to
       `size / crop_fraction` and takes the centre.
     """
 
     size: tuple[int, int]
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: Channels = (0.5, 0.5, 0.5)
+    std: Channels = (0.5, 0.5, 0.5)
     interpolation: Interpolation = "bicubic"
     geometry: Geometry = "squash"
     crop_fraction: float = 0.875

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from promptvit.data.decode import decode, fit, quiet_pillow, to_rgb
+from promptvit.data.decode import decode, fit, quiet_pillow, tf1_bilinear, to_rgb
 from promptvit.errors import BrokenImageError
 from promptvit.preprocessing import Preprocessing
 
@@ -206,3 +206,49 @@ def test_squash_uses_the_whole_picture_and_the_chosen_filter():
         expected = np.asarray(image.resize((5, 9), Image.Resampling[name.upper()]))
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
     assert len({pixels.numpy().tobytes() for pixels in squashed.values()}) == 4
+
+
+def grey(rows):
+    return np.repeat(np.array(rows, dtype=np.uint8)[:, :, None], 3, axis=2)
+
+
+def test_tensorflow_1_resizes_without_a_shift_and_repeats_the_last_pixel():
+    row = tf1_bilinear(grey([[0, 1, 2, 3]]), (0.0, 0.0, 4.0, 1.0), 1, 8)
+    assert row[0, :, 0].tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3]
+    column = tf1_bilinear(grey([[0], [1], [2], [3]]), (0.0, 0.0, 1.0, 4.0), 8, 1)
+    assert column[:, 0, 0].tolist() == row[0, :, 0].tolist()
+
+
+def test_tensorflow_1_resizes_without_antialiasing():
+    assert tf1_bilinear(grey([[0, 255] * 4]), (0.0, 0.0, 8.0, 1.0), 1, 4)[0, :, 0].tolist() == [0] * 4
+    pixels = np.asarray(noise())
+    assert np.array_equal(tf1_bilinear(pixels, (0.0, 0.0, 64.0, 64.0), 64, 64), pixels)
+
+
+def plain_tf1(pixels, height, width):
+    """Pixel by pixel, in float64."""
+    result = np.empty((height, width, 3))
+    for i in range(height):
+        for j in range(width):
+            y, x = i * pixels.shape[0] / height, j * pixels.shape[1] / width
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, pixels.shape[0] - 1), min(left + 1, pixels.shape[1] - 1)
+            above = pixels[top, left] + (x - left) * (pixels[top, right] - pixels[top, left])
+            below = pixels[bottom, left] + (x - left) * (pixels[bottom, right] - pixels[bottom, left])
+            result[i, j] = above + (y - top) * (below - above)
+    return result
+
+
+@pytest.mark.parametrize("size", [(64, 64), (37, 50), (9, 4)])
+def test_fit_as_tensorflow_1_does_is_rounded_and_crops_what_is_left(size):
+    image = noise().resize(size)
+    squash = Preprocessing(size=(14, 21), interpolation="tf1-bilinear")
+    expected = plain_tf1(np.asarray(image, dtype=float), 14, 21)
+    assert abs(fit(image, squash).permute(1, 2, 0).numpy() - expected).max() <= 0.5 + 1e-4
+    crop = Preprocessing(size=(14, 14), geometry="crop", interpolation="tf1-bilinear")
+    short = min(size)
+    width, height = (16 * side // short for side in size)
+    left, top = round((width - 16) / 2), round((height - 16) / 2)
+    whole = plain_tf1(np.asarray(image, dtype=float), height, width)
+    difference = fit(image, crop).permute(1, 2, 0).numpy() - whole[top : top + 16, left : left + 16]
+    assert abs(difference).max() <= 0.5 + 1e-4

@@ -14,7 +14,7 @@ from promptvit.preprocessing import Preprocessing
 
 SQUASH = Preprocessing(size=(16, 24), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
 CROP = Preprocessing(size=(14, 21), geometry="crop")  # stored as 16 x 24
-KINDS = ["none", "flip", "crop", "crop+flip"]
+KINDS = ["none", "flip", "crop", "crop+flip", "resized-crop+flip"]
 
 
 def batch(count=5, size=(16, 24)):
@@ -90,6 +90,38 @@ def test_crop_takes_a_window_of_the_reflected_or_stored_picture(preprocessing):
     matches = (cropped[:, None] == windows).flatten(2).all(2)  # [B, windows]
     assert matches.any(1).all()
     assert matches.any(0).sum() > windows.shape[0] / 2  # all places occur, not only a few
+
+
+def test_a_resized_crop_is_a_part_of_the_picture_at_the_input_size():
+    """On a ramp a part is known by its first and last values; Pillow resizes it alike."""
+    preprocessing = Preprocessing(size=(64, 64))
+    rows, columns = torch.meshgrid(torch.arange(64) * 4, torch.arange(64) * 4, indexing="ij")
+    image = torch.stack([rows, columns, rows]).to(torch.uint8)
+    views = augment(image.expand(300, -1, -1, -1), "resized-crop+flip", preprocessing, chance())
+    heights, widths = [], []
+    for view in views:
+        top, bottom = view[0, :, 0][[0, -1]].tolist()
+        left, right = sorted(view[1, 0][[0, -1]].tolist())
+        y, x = round(top / 4), round(left / 4)
+        tall, wide = round(bottom / 4) - y + 1, round(right / 4) - x + 1
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        part = picture.crop((x, y, x + wide, y + tall)).resize((64, 64), Image.Resampling.BICUBIC)
+        expected = torch.from_numpy(np.array(part)).permute(2, 0, 1).int()
+        mirrored = view[1, 0, 0] > view[1, 0, -1]
+        assert (expected - (view.flip(2) if mirrored else view).int()).abs().max() <= 1
+        heights.append(tall)
+        widths.append(wide)
+    areas, aspects = torch.tensor(heights) * torch.tensor(widths) / 64**2, torch.tensor(widths) / torch.tensor(heights)
+    assert 0.07 < areas.min() < 0.15
+    assert 0.9 < areas.max() <= 1
+    assert 0.7 < aspects.min() < 0.8
+    assert 1.25 < aspects.max() < 1.4
+
+
+def test_a_picture_that_holds_no_such_part_is_taken_whole():
+    images = torch.arange(40, dtype=torch.uint8).expand(20, 3, 1, 40)
+    views = augment(images, "resized-crop+flip", Preprocessing(size=(1, 40)), chance())
+    assert any(torch.equal(view, images[0]) for view in views)
 
 
 @pytest.mark.parametrize("images", [batch(size=(24, 16)), batch().float(), batch()[0], batch()[:, :1]])

@@ -71,5 +71,5 @@ def composed(make_config, tmp_path_factory) -> Path:
     """Prompts that start from tokens, and key-value prompts."""
     method = {"name": "e2vpt", "prompts": {"name": "spt", "length": 4}, "kv": {"length": 2}}
     folder = tmp_path_factory.mktemp("runs") / "run"
-    fit(make_config(method), folder)
+    fit(make_config(method, rate_batch=30), folder)
     return folder

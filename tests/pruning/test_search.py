@@ -106,7 +106,8 @@ def test_a_search_leaves_a_whole_folder(search, run):
     assert all(RunFolder(folder / row["folder"]).read_summary()["result"]["test"] is None for row in pruning["trained"])
     assert summary["command"] == "promptvit prune"
     assert {path.name for path in folder.iterdir()} == {
-        *("prune.json", "scores.safetensors", "candidates.jsonl", "trained", "delta", "config.yaml", "summary.json")
+        *("prune.json", "scores.safetensors", "candidates.jsonl", "trained", "delta", "config.yaml", "summary.json"),
+        "predictions.json",
     }
     assert [each for each in told if isinstance(each, tuple) and isinstance(each[0], str)] == [
         ("reading train images", 30),
@@ -234,6 +235,14 @@ def test_training_again_is_as_long_as_before_unless_asked(run, rewound):
     assert after.train == dataclasses.replace(before.train, learning_rate=rate, keep_epoch=None)
     assert shorter.train == dataclasses.replace(after.train, epochs=1)
     assert (after.data, after.backbone) == (before.data, before.backbone)
+
+
+def test_a_rate_that_grows_with_the_batch_has_grown_once(composed, rewound):
+    trained = rewound("composed", "start")
+    runs = [RunFolder(folder).read_summary()["protocol"]["learning_rate"] for folder in (composed, trained)]
+    assert runs == [pv.VPT.learning_rate / 2] * 2
+    assert read_config(composed).train.rate_batch == 30
+    assert read_config(trained).train.rate_batch is None
 
 
 # --- which candidates ----------------------------------------------------------------------------------------------

@@ -17,6 +17,17 @@ from promptvit.train.config import RunConfig, TrainConfig
         ({"warmup_epochs": float("nan")}, "warmup_epochs=nan"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: expected above 0"),
         ({"clip_norm": -1.0}, "clip_norm=-1.0"),
+        ({"rate_batch": 0}, "rate_batch=0: expected at least 1"),
+        ({"adam_epsilon": 0.0}, "adam_epsilon=0.0: expected above 0"),
+        ({"final_rate": -1.0}, "final_rate=-1.0: expected 0 or more"),
+        ({"final_rate": 0.1, "schedule": "constant"}, "final_rate=0.1 with schedule=constant: expected 0"),
+        ({"final_rate": 0.1, "learning_rate": 0.01}, "final_rate=0.1: expected at most learning_rate=0.01"),
+        (
+            {"schedule_steps": "epoch", "epochs": 10, "warmup_epochs": 10.0},
+            "warmup_epochs=10.0 with schedule_steps=epoch: expected at most 9",
+        ),
+        ({"decays": "all", "delta_weight_decay": 0.1}, "delta_weight_decay=0.1 with decays=all: prompts have"),
+        ({"decays": "all", "head_weight_decay": 0.0}, "head_weight_decay=0.0 with decays=all: the head has"),
         ({"label_smoothing": 1.0}, r"label_smoothing=1.0: expected a value in \[0, 1\)"),
     ],
 )
@@ -28,6 +39,8 @@ def test_a_wrong_value_is_named_with_what_was_expected(fields, message):
 def test_a_wrong_choice_is_refused(untyped):
     with pytest.raises(ConfigError, match="optimizer='adam': expected one of adamw, sgd"):
         TrainConfig(optimizer="adam")
+    with pytest.raises(ConfigError, match=r"decays='none': expected one of matrices, weights, all.*test='always'"):
+        TrainConfig(decays="none", test="always")
 
 
 def test_all_problems_are_told_at_once():

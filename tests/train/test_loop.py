@@ -205,6 +205,13 @@ def test_accumulated_batches_equal_one_large_batch(digits_folder, tmp_path):
         {"label_smoothing": 0.3},
         {"class_weights": "balanced"},
         {"clip_norm": 0.01, "optimizer": "sgd"},
+        {"rate_batch": 32},
+        {"schedule_steps": "epoch"},
+        {"decays": "weights", "weight_decay": 5.0},
+        {"decays": "all", "weight_decay": 5.0},
+        {"final_rate": 1e-3},
+        {"adam_epsilon": 1e-3},
+        {"drop_last": True},
         {"precision": "bf16"},
         {"seed": 1},
         {"batch_size": 8},
@@ -306,3 +313,71 @@ def test_a_short_run_is_warm_up_for_half_of_it_at_most(digits_folder, tmp_path):
     fit(config, tmp_path / "run", listener=Listener(epoch=lambda row: rates.append(row["learning_rate"])))
     assert rates[:2] == [0.5, 1.0]
     assert rates[2] > rates[3]
+
+
+def test_a_rate_per_epoch_is_what_every_update_of_it_has(digits_folder, tmp_path):
+    rates = []
+    settings = {"epochs": 4, "warmup_epochs": 2.0, "schedule_steps": "epoch", "learning_rate": 8.0, "rate_batch": 64}
+    config = make_config(digits_folder, optimizer="sgd", **settings)
+    summary = fit(config, tmp_path / "run", listener=Listener(epoch=lambda row: rates.append(row["learning_rate"])))
+    assert rates == [0.0, 1.0, 2.0, 1.0]
+    assert summary["protocol"]["learning_rate"] == 2.0
+
+
+def test_an_epoch_at_rate_zero_changes_nothing(digits_folder, tmp_path):
+    config = make_config(digits_folder, epochs=2, warmup_epochs=1.0, schedule_steps="epoch", keep_epoch=1)
+    fit(config, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    start, early = folder.read_values("start"), folder.read_values("early")
+    assert all(torch.equal(start[name], early[name]) for name in start)
+
+
+def test_test_images_can_be_looked_at_after_every_epoch_and_change_nothing(digits_folder, tmp_path):
+    rows = []
+    once = fit(make_config(digits_folder), tmp_path / "a")
+    listener = Listener(epoch=rows.append)
+    every = fit(make_config(digits_folder, test="every-epoch"), tmp_path / "b", listener=listener)
+    assert figures(every) == figures(once)
+    assert rows[-1]["test_top1"] == every["result"]["test"]["top1"]
+    assert len(rows) == 2
+    assert [summary["protocol"]["test"].split(",")[0] for summary in (once, every)] == [
+        "evaluated once",
+        "evaluated after every epoch; the result is the last one's",
+    ]
+
+
+def test_what_means_nothing_for_the_task_is_refused(digits_folder, tmp_path):
+    without = shutil.copytree(digits_folder, tmp_path / "data")
+    shutil.rmtree(without / "test")
+    with pytest.raises(ConfigError, match="test=every-epoch: the task has no test images; expected once"):
+        fit(make_config(without, test="every-epoch"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="drop_last=True: 60 training images fill no batch of 64"):
+        fit(make_config(digits_folder, batch_size=64, drop_last=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_last_batch_can_be_dropped(digits_folder, tmp_path):
+    steps = []
+    listener = Listener(step=lambda: steps.append(1))
+    config = make_config(digits_folder, batch_size=59, drop_last=True)
+    fit(dataclasses.replace(config, method={"name": "mlp"}), tmp_path / "run", listener=listener)
+    assert len(steps) == 2
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"normalisation": "imagenet"},
+        {"normalisation": "none"},
+        {"interpolation": "tf1-bilinear"},
+        {"geometry": "crop", "crop_fraction": 0.5},
+        {"augment": "resized-crop+flip"},
+    ],
+    ids=str,
+)
+def test_how_images_are_read_changes_the_numbers_and_stays_with_the_result(digits_folder, tmp_path, baselines, data):
+    summary = fit(make_config(digits_folder, data=data), tmp_path / "run")
+    assert figures(summary) not in baselines
+    wanted = DataConfig(**data).preprocessing(pv.load_backbone(image_size=16).preprocessing)
+    assert pv.load(tmp_path / "run" / "delta").preprocessing == wanted
+    assert summary["protocol"]["preprocessing"] == wanted.to_dict()

@@ -189,8 +189,8 @@ def record(epoch: int, run: Run, *, variant: Variant = "attention", images: int 
     """
     if not run.accelerator.is_main_process:
         return
-    started, dataset = time.perf_counter(), cast(ImageDataset, run.val_loader.dataset)
-    blocks = _dataset_nmi(run.model, dataset, variant, images)
+    started = time.perf_counter()
+    blocks = _dataset_nmi(run.model, run.val_set, variant, images)
     seconds = time.perf_counter() - started
     row = {"epoch": epoch, "variant": variant, "blocks": blocks, "mean": mean_nmi(blocks), "seconds": seconds}
     rows = [*(row for row in read_curve(run.folder.root) if row["epoch"] < epoch), row]

@@ -15,7 +15,7 @@ from promptvit.backbones.base import Backbone
 from promptvit.backbones.source import BackboneSource
 from promptvit.backbones.vit import ViTBackbone
 from promptvit.errors import BackboneError, ConfigError
-from promptvit.preprocessing import Preprocessing
+from promptvit.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 PROBE = "_linear_probe"
 WIDTHS = {"moco_v3_vit_small": 384, "moco_v3_vit_base": 768}
@@ -28,7 +28,6 @@ FILES = {
 """Names, and what the authors call their files."""
 SIZE, PATCH, HEADS, DEPTH = 224, 16, 12, 12
 ENCODER = "module.base_encoder."
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def moco_v3(source: BackboneSource) -> Backbone:

@@ -25,7 +25,10 @@ ANALYSES = {
     "pruning": "which prompts and segments of a pruned run are kept",
 }
 """Names and their help; each is a module `analyze_NAME` with a function `run`."""
-UNUSED = ("geometry", "augment", "train_share", "train_on", "workers")
+UNUSED = (
+    *("geometry", "crop_fraction", "interpolation", "normalisation"),
+    *("augment", "train_share", "train_on", "workers"),
+)
 """Fields of `DataConfig` that validation images, read as the tuned model wants them, do not depend on."""
 
 

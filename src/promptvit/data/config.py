@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from promptvit.errors import ConfigError
-from promptvit.preprocessing import Geometry
+from promptvit.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Geometry, Interpolation, Preprocessing
 
-Augmentation = Literal["none", "flip", "crop", "crop+flip"]
+Augmentation = Literal["none", "flip", "crop", "crop+flip", "resized-crop+flip"]
+Normalisation = Literal["checkpoint", "imagenet", "none"]
 BrokenPolicy = Literal["error", "skip"]
 TrainOn = Literal["train", "train+val"]
 
@@ -17,9 +19,17 @@ TrainOn = Literal["train", "train+val"]
 class DataConfig:
     """Where a task's images are and how they are used; raises ConfigError with all problems at once.
 
-    - `source`: `digits` (comes with scikit-learn), an image folder, or a folder with VTAB list files.
-    - `geometry`: how an image meets the input size, see `Preprocessing`; null is squash. Recorded.
-    - `augment`: what changes training images at random.
+    - `source`: `digits` (comes with scikit-learn), an image folder, a folder with VTAB list files, `hf:NAME` (a dataset
+      of Hugging Face, or a folder of one), or `webdataset:PATTERN` (tar files with an image and `cls`; `{split}` in it
+      stands for train, val and test).
+    - `geometry`: how an image meets the input size, see `Preprocessing`; null is squash. This and the next three are
+      saved with the result.
+    - `crop_fraction`: with `geometry=crop`, the share of the short side that is kept; null is the checkpoint's.
+    - `interpolation`: the resampling filter, see `Preprocessing`; null is the checkpoint's.
+    - `normalisation`: by mean and standard deviation of the `checkpoint` or of `imagenet` (VPT, SPT), or `none`, which
+      leaves values in [0, 1].
+    - `augment`: what changes training images at random; `resized-crop` takes 8 to 100 % of the stored pixels (with
+      `geometry=crop` these are the centre).
     - `validation_fraction`: share of the training images held out when there is no val split (not for digits).
     - `train_share`: share of the training images that is used, class by class, at least one of each. For the same
       `seed` a smaller share lies inside a larger one; validation and test images stay.
@@ -32,6 +42,9 @@ class DataConfig:
 
     source: str = "digits"
     geometry: Geometry | None = None
+    crop_fraction: float | None = None
+    interpolation: Interpolation | None = None
+    normalisation: Normalisation = "checkpoint"
     augment: Augmentation = "none"
     validation_fraction: float = 0.2
     train_share: float = 1.0
@@ -44,12 +57,18 @@ class DataConfig:
     def __post_init__(self) -> None:
         problems = [
             *_not_one_of("geometry", self.geometry, (None, *get_args(Geometry))),
+            *_not_one_of("interpolation", self.interpolation, (None, *get_args(Interpolation))),
+            *_not_one_of("normalisation", self.normalisation, get_args(Normalisation)),
             *_not_one_of("augment", self.augment, get_args(Augmentation)),
             *_not_one_of("train_on", self.train_on, get_args(TrainOn)),
             *_not_one_of("broken", self.broken, get_args(BrokenPolicy)),
         ]
         if not self.source.strip():
             problems.append(f"source={self.source!r}: expected digits or a folder")
+        if self.crop_fraction is not None and not 0 < self.crop_fraction <= 1:
+            problems.append(f"crop_fraction={self.crop_fraction}: expected a value in (0, 1], or null")
+        if self.crop_fraction is not None and self.geometry != "crop":
+            problems.append(f"crop_fraction={self.crop_fraction}: nothing is cropped; expected geometry=crop with it")
         if not 0 < self.validation_fraction < 1:
             problems.append(f"validation_fraction={self.validation_fraction}: expected a value in (0, 1)")
         if not 0 < self.train_share <= 1:
@@ -61,6 +80,22 @@ class DataConfig:
         if not 0 <= self.seed < 2**32:
             problems.append(f"seed={self.seed}: expected 0 to 2**32 - 1")
         ConfigError.collect(problems, "DataConfig")
+
+    def preprocessing(self, checkpoint: Preprocessing) -> Preprocessing:
+        """The checkpoint's, with what this configuration has in its place."""
+        mean, std = {
+            "checkpoint": (checkpoint.mean, checkpoint.std),
+            "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+            "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        }[self.normalisation]
+        return dataclasses.replace(
+            checkpoint,
+            mean=mean,
+            std=std,
+            interpolation=self.interpolation or checkpoint.interpolation,
+            geometry=self.geometry or checkpoint.geometry,
+            crop_fraction=self.crop_fraction or checkpoint.crop_fraction,
+        )
 
 
 def _not_one_of(field: str, value: Any, choices: tuple[Any, ...]) -> list[str]:

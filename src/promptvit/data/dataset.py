@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -61,6 +61,11 @@ class ImageDataset(Dataset):
     def cached(self) -> bool:
         """Whether all pixels are in memory."""
         return self._pixels is not None
+
+    @property
+    def bytes(self) -> int:
+        """How much memory the decoded pixels take."""
+        return 0 if self._pixels is None else self._pixels.nbytes
 
     def __len__(self) -> int:
         return len(self.split)
@@ -115,6 +120,31 @@ class ImageDataset(Dataset):
             self._pixels = self._pixels[keep]
 
 
-def collate(batch: Any) -> Batch:
-    """The batch as it is, for a DataLoader over an ImageDataset: it was collated when it was read."""
+class FeatureDataset(Dataset):
+    """Features [n, D] of images and their labels [n], read as an ImageDataset is read."""
+
+    cached = True
+
+    def __init__(self, features: Float32[Tensor, "n D"], labels: Int64[Tensor, " n"]) -> None:
+        self.features, self.labels = features, labels
+
+    @property
+    def bytes(self) -> int:
+        """How much memory the features take."""
+        return self.features.nbytes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Float32[Tensor, " D"], int]:
+        return self.features[index].clone(), int(self.labels[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Float32[Tensor, "B D"], Int64[Tensor, " B"]]:
+        """A whole batch: features [B, D] and labels [B]."""
+        rows = torch.as_tensor(indices)
+        return self.features[rows], self.labels[rows]
+
+
+def collate(batch: Any) -> Any:
+    """The batch as it is, for a DataLoader over one of these datasets: it was collated when it was read."""
     return batch

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -23,6 +23,7 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 # The values that stand for white, by the first letters of a mode (I;16 has byte orders after them).
 WHITES = {"I;16": (65535,), "I": (255, 65535), "F": (1, 255, 65535)}
 
@@ -49,14 +50,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, preprocessing: Preprocessing) -> UInt8[Tensor, "3 height width"]:
-    """An RGB image at `preprocessing.stored_size`, resized with antialiasing.
+    """An RGB image at `preprocessing.stored_size`, resized with antialiasing, or as TensorFlow 1 does and then rounded.
 
     `squash` ignores the aspect ratio; `crop` covers the size with the short side and keeps the centre.
     """
     height, width = preprocessing.stored_size
-    box = _centre(image.width, image.height, width, height) if preprocessing.geometry == "crop" else None
-    resized = image.resize((width, height), FILTERS[preprocessing.interpolation], box=box)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()  # [3, height, width]
+    box = (0.0, 0.0, float(image.width), float(image.height))
+    if preprocessing.geometry == "crop":
+        box = _centre(image.width, image.height, width, height)
+    if preprocessing.interpolation == "tf1-bilinear":
+        pixels = tf1_bilinear(np.asarray(image), box, height, width).round().astype(np.uint8)
+    else:
+        pixels = np.array(image.resize((width, height), FILTERS[preprocessing.interpolation], box=box))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, height, width]
+
+
+def tf1_bilinear(pixels: UInt8[np.ndarray, "h w 3"], box: Box, height: int, width: int) -> Float32[np.ndarray, "H W 3"]:
+    """The part of a picture inside `box`, resized to [height, width] as TensorFlow 1 does by default.
+
+    Of n pixels made from m, number i lies at i m / n: there is neither a shift by half a pixel nor antialiasing, and
+    beyond the last pixel is its own value.
+    """
+    left, top, right, bottom = box
+    return _between(_between(pixels, 0, top, bottom, height), 1, left, right, width)
 
 
 @contextmanager
@@ -109,7 +125,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.round(values.clip(min=0) * (255 / white)).astype(np.uint8))
 
 
-def _centre(width: int, height: int, out_width: int, out_height: int) -> tuple[float, float, float, float]:
+def _centre(width: int, height: int, out_width: int, out_height: int) -> Box:
     """The part of a picture that is left when it is resized to cover the output and cropped at the centre.
 
     Resizing this part alone gives the same pixels, and stays cheap for a picture of 1 x 10,000.
@@ -121,3 +137,13 @@ def _centre(width: int, height: int, out_width: int, out_height: int) -> tuple[f
     left, top = round((scaled_width - out_width) / 2), round((scaled_height - out_height) / 2)
     x, y = width / scaled_width, height / scaled_height
     return left * x, top * y, (left + out_width) * x, (top + out_height) * y
+
+
+def _between(pixels: np.ndarray, axis: int, start: float, stop: float, count: int) -> np.ndarray:
+    """`count` values along `axis`, each from the two pixels beside its place."""
+    places = start + np.arange(count) * ((stop - start) / count)
+    before = places.astype(np.int64)
+    after = np.minimum(before + 1, pixels.shape[axis] - 1)
+    share = np.expand_dims((places - before).astype(np.float32), tuple({0, 1, 2} - {axis}))
+    low, high = (pixels.take(index, axis).astype(np.float32) for index in (before, after))
+    return low + (high - low) * share

@@ -18,7 +18,7 @@ def read_digits() -> Task:
 
     grey, labels = load_digits(return_X_y=True)  # [n, 64] in 0..16
     pixels = np.round(grey.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
-    everything = Split(images=np.repeat(pixels, 3, axis=3), labels=labels.astype(np.int64))
+    everything = Split(images=np.repeat(pixels, 3, axis=3), labels=np.asarray(labels, dtype=np.int64))
     rest, test = stratified_holdout(everything, 0.2, SPLIT_SEED)
     train, val = stratified_holdout(rest, 0.25, SPLIT_SEED)
     return Task(name="digits", classes=tuple("0123456789"), train=train, val=val, test=test)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from promptvit.data.dataset import ImageDataset, collate
+from promptvit.data.dataset import FeatureDataset, ImageDataset, collate
 
 
 class EpochSampler(Sampler[int]):
@@ -32,8 +32,16 @@ class EpochSampler(Sampler[int]):
         return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.n).tolist())
 
 
-def make_loader(dataset: ImageDataset, *, batch_size: int, shuffle: bool, seed: int, workers: int) -> DataLoader:
-    """A loader of uint8 pixels [B, 3, h, w] and int64 labels [B]; the last batch may be smaller.
+def make_loader(
+    dataset: ImageDataset | FeatureDataset,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    workers: int,
+    drop_last: bool = False,
+) -> DataLoader:
+    """A loader of uint8 pixels [B, 3, h, w] and int64 labels [B]; a last batch that is smaller can be left out.
 
     `workers` processes decode a dataset that is not cached. Before an epoch, call `loader.sampler.set_epoch`;
     for a loader that accelerate prepared, its own `set_epoch`: it overrides the sampler's at each start.
@@ -42,6 +50,7 @@ def make_loader(dataset: ImageDataset, *, batch_size: int, shuffle: bool, seed: 
     return DataLoader(
         dataset,
         batch_size=batch_size,
+        drop_last=drop_last,
         sampler=EpochSampler(len(dataset), seed, shuffle),
         collate_fn=collate,
         num_workers=processes,

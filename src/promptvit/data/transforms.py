@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from promptvit.data.config import Augmentation
 from promptvit.data.decode import decode, fit, to_rgb
@@ -18,6 +19,8 @@ from promptvit.preprocessing import Preprocessing
 from promptvit.registry import unknown
 
 Pixels = UInt8[Tensor, "B 3 height width"]
+AREA, ASPECT, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+"""Of a resized crop: the share of the pixels, width by height, and draws before the whole is taken."""
 
 
 def prepare(image: Path | str | Image.Image | np.ndarray, preprocessing: Preprocessing) -> UInt8[Tensor, "3 h w"]:
@@ -53,6 +56,7 @@ def augment(
 
     - `crop` takes a random window of the stored pixels; where these are no larger than the input (squash), an
       eighth of its size is first reflected around them.
+    - `resized-crop` takes a part of 8 to 100 % of the stored pixels, 3:4 to 4:3 in shape, and resizes it (bicubic).
     - `flip` mirrors half of the images left to right.
 
     All chance comes from `generator`; a CPU generator gives the same on every device. Raises DataError on
@@ -64,19 +68,50 @@ def augment(
     _check(images, preprocessing)
     if kind == "none":
         return _centre(images, preprocessing).clone()
+    parts = kind.split("+")
+    if "resized-crop" in parts:
+        images = _resized_crops(images, preprocessing.size, generator)
     count, (height, width) = images.shape[0], images.shape[2:]
     out_height, out_width = preprocessing.size
     top, left = (torch.full((count,), offset) for offset in _centre_offset(images, preprocessing))
     flipped = torch.zeros(count, dtype=torch.bool)
-    if "crop" in kind:
+    if "crop" in parts:
         top = _random_offset(count, height, out_height, generator)
         left = _random_offset(count, width, out_width, generator)
-    if "flip" in kind:
+    if "flip" in parts:
         flipped = torch.rand(count, generator=generator, device=generator.device) < 0.5
     rows = _reflect(top.to(images.device)[:, None] + torch.arange(out_height, device=images.device), height)
     columns = _reflect(left.to(images.device)[:, None] + torch.arange(out_width, device=images.device), width)
     columns = torch.where(flipped.to(images.device)[:, None], columns.flip(1), columns)
     return _take(images, rows, columns)
+
+
+def _resized_crops(
+    images: Pixels, size: tuple[int, int], generator: torch.Generator
+) -> UInt8[Tensor, "B 3 out_height out_width"]:
+    """A random part of each image at `size`. The first of ten draws that fits is taken, or the whole image."""
+    count, (height, width) = images.shape[0], images.shape[2:]
+    area, aspect, top, left = torch.rand(4, count, TRIES, generator=generator, device=generator.device).cpu()  # [B, 10]
+    area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * area)
+    aspect = ASPECT[0] * (ASPECT[1] / ASPECT[0]) ** aspect
+    heights, widths = (area / aspect).sqrt().round().clamp(min=1), (area * aspect).sqrt().round().clamp(min=1)
+    fits = (heights <= height) & (widths <= width)
+    chosen = fits.byte().argmax(dim=1, keepdim=True)  # the first of those that fit
+    whole = ~fits.any(dim=1, keepdim=True)
+    heights = heights.gather(1, chosen).masked_fill(whole, height)  # [B, 1]
+    widths = widths.gather(1, chosen).masked_fill(whole, width)
+    tops = (top.gather(1, chosen) * (height - heights + 1)).floor()
+    lefts = (left.gather(1, chosen) * (width - widths + 1)).floor()
+    boxes = torch.cat([tops, lefts, heights, widths], dim=1).int().tolist()
+    resized = [
+        functional.interpolate(
+            image[None, :, y : y + tall, x : x + wide].float(), size=size, mode="bicubic", antialias=True
+        )
+        for image, (y, x, tall, wide) in zip(images, boxes, strict=True)
+    ]
+    if not resized:
+        return images.new_empty(0, 3, *size)
+    return torch.cat(resized).round().clamp(0, 255).to(torch.uint8)
 
 
 def _random_offset(count: int, size: int, out: int, generator: torch.Generator) -> Int64[Tensor, " B"]:

@@ -75,6 +75,11 @@ class Method(ABC):
         return linear_head(width, classes, init)
 
     @property
+    def only_head(self) -> bool:
+        """Whether nothing but the head is trained, so that the features of an image never change."""
+        return False
+
+    @property
     def needs_samples(self) -> bool:
         """Whether `start` wants images of the task."""
         return False

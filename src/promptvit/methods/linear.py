@@ -15,5 +15,10 @@ class Linear(Method):
     kind: ClassVar[str] = "linear"
     learning_rate: ClassVar[float] = 1e-2
 
+    @property
+    def only_head(self) -> bool:
+        """By definition."""
+        return True
+
 
 METHODS.register("linear", Preset(method=Linear, summary="the head alone, on frozen features"))

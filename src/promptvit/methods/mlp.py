@@ -34,6 +34,11 @@ class MLP(Method):
         if self.layers < 2:
             raise ConfigError(f"layers={self.layers}", expected="at least 2; the method `linear` is one", where="MLP")
 
+    @property
+    def only_head(self) -> bool:
+        """By definition."""
+        return True
+
     def head(self, width: int, classes: int, init: HeadInit) -> nn.Module:
         """Hidden layers, whose weights are normal with a standard deviation of sqrt(2 / D), and the linear head."""
         hidden = [hidden_layer(width) for _ in range(self.layers - 1)]

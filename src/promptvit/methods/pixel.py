@@ -15,10 +15,8 @@ from promptvit.backbones.base import NOTHING, Backbone, BackboneInfo, BlockInput
 from promptvit.errors import ConfigError
 from promptvit.methods.base import METHODS, Delta, Method, Preset, unknown_choices
 from promptvit.methods.prompts import patch_embedding_bound
+from promptvit.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from promptvit.shapes import Images
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's red, green and blue, on values in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +103,8 @@ class Pixel(Method):
         if self.init == "paper" and self.location != "pad" and backbone.info.depth:
             bound = patch_embedding_bound(backbone, backbone.info.widths[0])
             return Pixels(nn.init.uniform_(values, -bound, bound))
-        statistics = torch.tensor([MEAN, STD])
-        if self.location == "below" or channels != len(MEAN):  # not red, green and blue
+        statistics = torch.tensor([IMAGENET_MEAN, IMAGENET_STD])
+        if self.location == "below" or channels != len(IMAGENET_MEAN):  # not red, green and blue
             statistics = statistics.mean(dim=1, keepdim=True)
         return Pixels(nn.init.uniform_(values), statistics[..., None, None])
 

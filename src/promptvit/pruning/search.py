@@ -6,7 +6,7 @@ prune.json          the run, its delta and the settings
 scores.safetensors  of prompts and segments; with `cascade` one more file for each number of pruned prompts
 candidates.jsonl    what was measured without training, a row per candidate
 trained/            a run's folder for every candidate that was trained again
-delta/              the chosen one; config.yaml and summary.json are its own
+delta/              the chosen one; config.yaml, predictions.json and summary.json are its own
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ from promptvit.pruning.config import PruneConfig
 from promptvit.pruning.scores import Scores, check_prunable, prune, score_prompts, visual_prompts
 from promptvit.train.config import Device, RunConfig
 from promptvit.train.device import make_accelerator
-from promptvit.train.evaluate import evaluate, evaluate_task
+from promptvit.train.evaluate import evaluate, evaluate_task, measure, predict_task
 from promptvit.train.folder import RunFolder
 from promptvit.train.loop import Listener, fit
+from promptvit.train.predictions import Predictions
 from promptvit.train.samples import TrainingSamples
 
 Row = dict[str, Any]
@@ -352,6 +353,7 @@ class PruneSearch:
             before,
             epochs=self.config.epochs or before.epochs,
             learning_rate=self.result["protocol"]["learning_rate"],
+            rate_batch=None,  # that is the rate of an update already
             keep_epoch=None,
             seed=seed,
         )
@@ -420,14 +422,19 @@ class PruneSearch:
         write_json(self.summary, summary)
 
     def results(self, model: TunedModel) -> dict[str, Any]:
-        """Metrics of the chosen model on the validation images, and on the test images if there are any."""
+        """Metrics of the chosen model on the validation images, and on the test images if there are any; what it says
+        of the latter, or else of the former, is kept."""
         config = self.run_config
         self.listener.phase("evaluating", 1)
-        val = evaluate_task(model, config.data, "val", config.train).to_dict()
-        has_test = load_task(config.data).test is not None
-        test = evaluate_task(model, config.data, "test", config.train).to_dict() if has_test else None
+        kept = "val" if load_task(config.data).test is None else "test"
+        logits, labels, images = predict_task(model, config.data, kept, config.train)
+        predictions = Predictions.of(logits, labels, images, source=config.data.source, split=kept)
+        RunFolder(self.root).write_predictions(predictions)
+        found = {"test": None, kept: measure(logits, labels).to_dict()}
+        if kept == "test":
+            found["val"] = evaluate_task(model, config.data, "val", config.train).to_dict()
         self.listener.step()
-        return {"val": val, "test": test}
+        return {"val": found["val"], "test": found["test"]}
 
 
 ROUNDING = 1e-9

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor
+from jaxtyping import Int64
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from promptvit.data.config import DataConfig
 from promptvit.data.load import load_split, load_task
 from promptvit.data.loader import make_loader
+from promptvit.data.task import Split
 from promptvit.data.transforms import normalise
 from promptvit.errors import DataError
 from promptvit.model import Classifier
@@ -45,9 +48,18 @@ class Metrics:
 
 
 def evaluate_task(model: Classifier, data: DataConfig, split: Literal["val", "test"], config: TrainConfig) -> Metrics:
-    """The metrics of `model` on a split of the task in `data`, on the device and in the batches of `config`.
+    """The metrics of `model` on a split of the task in `data`; see `predict_task`."""
+    logits, labels, _ = predict_task(model, data, split, config)
+    return measure(logits, labels)
 
-    Raises DataError if the classes are not the model's, or if there is no such split.
+
+def predict_task(
+    model: Classifier, data: DataConfig, split: Literal["val", "test"], config: TrainConfig
+) -> tuple[Logits, Labels, Split]:
+    """The logits [n, C] of `model` on a split of the task in `data`, the labels [n], and the images that were read.
+
+    On the device and in the batches of `config`. Raises DataError if the classes are not the model's, or if there is no
+    such split.
     """
     task = load_task(data)
     if task.classes != model.classes:
@@ -62,30 +74,54 @@ def evaluate_task(model: Classifier, data: DataConfig, split: Literal["val", "te
     accelerator = make_accelerator(config)
     dataset = load_split(images, model.preprocessing, data)
     loader = make_loader(dataset, batch_size=config.batch_size, shuffle=False, seed=config.seed, workers=data.workers)
-    return evaluate(model.to(accelerator.device), accelerator.prepare(loader), accelerator)
+    return *predict(model.to(accelerator.device), accelerator.prepare(loader), accelerator), dataset.split
+
+
+def evaluate(model: Classifier, loader: DataLoader, accelerator: Accelerator) -> Metrics:
+    """The metrics of `model` on a prepared `loader`; the model's mode is as before afterwards."""
+    return measure(*predict(model, loader, accelerator))
 
 
 @torch.no_grad()
-def evaluate(model: Classifier, loader: DataLoader, accelerator: Accelerator) -> Metrics:
-    """The metrics of `model` on a prepared `loader`; the model's mode is as before afterwards."""
+def predict(model: Classifier, loader: DataLoader, accelerator: Accelerator) -> tuple[Logits, Labels]:
+    """The logits [n, C] of `model` on a prepared `loader`, and the labels [n], on the CPU and in the loader's order.
+
+    The model's mode is as before afterwards.
+    """
     was_training = model.training
     folded = model.fold()
+    predictions = _collect(lambda pixels: folded(normalise(pixels, model.preprocessing)), loader, accelerator)
+    model.train(was_training)
+    return predictions
+
+
+@torch.no_grad()
+def predict_features(head: nn.Module, loader: DataLoader, accelerator: Accelerator) -> tuple[Logits, Labels]:
+    """`predict` for a `loader` of features in place of images."""
+    was_training = head.training
+    predictions = _collect(head.eval(), loader, accelerator)
+    head.train(was_training)
+    return predictions
+
+
+def _collect(
+    forward: Callable[[Tensor], Tensor], loader: DataLoader, accelerator: Accelerator
+) -> tuple[Logits, Labels]:
+    """What `forward` makes of all batches, and their labels."""
     all_logits, all_labels = [], []
-    for pixels, labels in loader:
+    for batch, labels in loader:
         with accelerator.autocast():
-            logits = folded(normalise(pixels, model.preprocessing))
+            logits = forward(batch)
         logits, labels = accelerator.gather_for_metrics((logits.float(), labels))
         all_logits.append(logits.cpu())
         all_labels.append(labels.cpu())
-    model.train(was_training)
-    return measure(torch.cat(all_logits), torch.cat(all_labels))
+    return torch.cat(all_logits), torch.cat(all_labels)
 
 
 def measure(logits: Logits, labels: Labels) -> Metrics:
     """The metrics of `logits` [B, C] against `labels` [B]."""
     classes = logits.shape[1]
-    best = logits.topk(min(5, classes), dim=1).indices  # [B, 5]
-    hits = best == labels[:, None]
+    hits = first_classes(logits) == labels[:, None]  # [B, 5]
     correct = hits[:, 0].double()
     totals = torch.bincount(labels, minlength=classes)
     right = torch.bincount(labels, weights=correct, minlength=classes)
@@ -100,6 +136,11 @@ def measure(logits: Logits, labels: Labels) -> Metrics:
         per_class=per_class,
         auroc=_auroc(logits, labels) if classes == 2 and len(present) == 2 and logits.isfinite().all() else None,
     )
+
+
+def first_classes(logits: Logits) -> Int64[Tensor, "B first"]:
+    """The five classes with the largest `logits` [B, C], or all if there are fewer; the first is the predicted one."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
 
 
 def _auroc(logits: Tensor, labels: Tensor) -> float:

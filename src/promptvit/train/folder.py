@@ -6,6 +6,7 @@ nmi.jsonl       NMI of prompts and patches, a row per epoch, if asked for (promp
 state/          what a killed run needs to go on: the last whole epoch; prompts and head as they started, and as they
                 were after `train.keep_epoch`, for pruning (not of methods that train backbone weights)
 delta/          the result (see promptvit.checkpoint)
+predictions.json  what it says of each test image (see promptvit.train.predictions), or of each validation image
 summary.json    figures, protocol, versions, cost
 tb/             TensorBoard, if asked for
 """
@@ -26,9 +27,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from promptvit.errors import ConfigError, DeltaError
-from promptvit.files import is_begun, write_all, write_bytes, write_json, write_text
+from promptvit.files import is_begun, write_all, write_bytes, write_compact_json, write_json, write_text
 from promptvit.methods import METHODS
 from promptvit.train.config import RunConfig
+from promptvit.train.predictions import Predictions
 
 Row = dict[str, Any]
 When = Literal["start", "early"]
@@ -65,6 +67,11 @@ class RunFolder:
     def state(self) -> Path:
         """The last whole epoch."""
         return self.root / "state" / "last.pt"
+
+    @property
+    def predictions(self) -> Path:
+        """What it says of each test or validation image."""
+        return self.root / "predictions.json"
 
     def values(self, when: When) -> Path:
         """Trained values as they were once."""
@@ -135,6 +142,10 @@ class RunFolder:
             ) from None
         except (OSError, SafetensorError) as error:
             raise DeltaError(f"{path} cannot be read: {error}", fix="Train the run again") from error
+
+    def write_predictions(self, predictions: Predictions) -> None:
+        """Keep what the tuned model says of each image."""
+        write_compact_json(self.predictions, predictions.to_dict())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """The result; from now on the run is done."""

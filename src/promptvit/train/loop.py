@@ -7,7 +7,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,10 +20,8 @@ import torch
 from accelerate.utils import broadcast
 from torch.utils.data import DataLoader
 
-from promptvit.backbones.load import load_source
 from promptvit.checkpoint import TENSORS
 from promptvit.data.dataset import ImageDataset
-from promptvit.data.load import load_split, load_task
 from promptvit.data.loader import make_loader
 from promptvit.data.task import Split
 from promptvit.data.transforms import augment, normalise
@@ -31,13 +29,20 @@ from promptvit.errors import ConfigError, DeltaError, TrainingError
 from promptvit.methods import METHODS
 from promptvit.methods.base import Method
 from promptvit.model import TunedModel, assemble, class_names
-from promptvit.train.config import RunConfig
+from promptvit.shapes import Labels, Logits
+from promptvit.train.config import RunConfig, Test
 from promptvit.train.device import make_accelerator
-from promptvit.train.evaluate import Metrics, evaluate
+from promptvit.train.evaluate import Metrics, measure, predict, predict_features
 from promptvit.train.folder import Row, RunFolder, When
-from promptvit.train.optim import learning_rate, make_loss, make_optimizer, schedule_factor, set_learning_rate
+from promptvit.train.optim import learning_rate, make_loss, make_optimizer, scheduled_rate, set_learning_rate
+from promptvit.train.predictions import Predictions
 from promptvit.train.samples import TrainingSamples
+from promptvit.train.stock import SplitName, Stock
 
+TESTED: dict[Test, str] = {
+    "once": "evaluated once, after the last epoch",
+    "every-epoch": "evaluated after every epoch; the result is the last one's",
+}
 CHECK_EVERY = 25
 """Steps between two looks at the losses: each look waits for the device."""
 
@@ -67,31 +72,74 @@ def fit(
     command: str = "",
     start: Callable[[TunedModel], None] | None = None,
     test: bool = True,
+    stock: Stock | None = None,
+    keep_seconds: float = 0.0,
+    study: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train as `config` says, into `folder`; returns what `summary.json` holds.
 
     Validation after every epoch, the test split once at the end, with the last epoch's weights. A run that was
     killed goes on from its last whole epoch with `resume` and gives the same numbers; a finished one is only read.
     `start` sets the first values of prompts and head in place of the method; hand it over to a resumed run too. Without
-    `test` the test images are left alone. Raises PromptvitError of every kind.
+    `test` the test images are left alone. Several runs of one process can share a `stock`. Epochs are written to the
+    disk no more often than every `keep_seconds`. `study` is what the summary says of the study that the run belongs to.
+    Raises PromptvitError of every kind.
+    """
+    steps = epochs(
+        config,
+        folder,
+        resume=resume,
+        listener=listener,
+        command=command,
+        start=start,
+        test=test,
+        stock=stock,
+        keep_seconds=keep_seconds,
+        study=study,
+    )
+    for _ in steps:
+        pass
+    return RunFolder(Path(folder)).read_summary()
+
+
+def epochs(
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    listener: Listener | None = None,
+    command: str = "",
+    start: Callable[[TunedModel], None] | None = None,
+    test: bool = True,
+    stock: Stock | None = None,
+    keep_seconds: float = 0.0,
+    study: dict[str, Any] | None = None,
+) -> Iterator[Row]:
+    """`fit`, epoch by epoch: gives the row of each as soon as it is done, first those of an earlier process.
+
+    The summary is written after the last one. Closing it earlier stops the run, which can be resumed.
     """
     method = make_method(config)
     config = dataclasses.replace(config, method={"name": method.kind, **method.to_dict()})
     run_folder = RunFolder(Path(folder))
     run_folder.check(config.to_dict(), resume=resume)
-    if not run_folder.summary.exists():
-        try:
-            with closing(Run(config, method, run_folder, listener or Listener(), start, test)) as run:
-                run.take_up()
-                for epoch in range(len(run.rows), config.train.epochs):
-                    run.train_epoch(epoch)
-                run.finish(command)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"out of memory at batch_size={config.train.batch_size}: {str(error).splitlines()[0]}",
-                fix="Try a smaller --train.batch_size with --train.accumulate, or --train.checkpointing true",
-            ) from error
-    return run_folder.read_summary()
+    if run_folder.summary.exists():
+        return
+    try:
+        with closing(
+            Run(config, method, run_folder, listener or Listener(), start, test, stock or Stock(), keep_seconds)
+        ) as run:
+            run.take_up()
+            yield from run.rows
+            for epoch in range(len(run.rows), config.train.epochs):
+                run.train_epoch(epoch)
+                yield run.rows[-1]
+            run.finish(command, study)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"out of memory at batch_size={config.train.batch_size}: {str(error).splitlines()[0]}",
+            fix="Try a smaller --train.batch_size with --train.accumulate, or --train.checkpointing true",
+        ) from error
 
 
 def make_method(config: RunConfig) -> Method:
@@ -108,21 +156,25 @@ class Run:
         method: Method,
         folder: RunFolder,
         listener: Listener,
-        start: Callable[[TunedModel], None] | None = None,
-        test: bool = True,
+        start: Callable[[TunedModel], None] | None,
+        test: bool,
+        stock: Stock,
+        keep_seconds: float,
     ) -> None:
-        self.config, self.folder, self.listener = config, folder, listener
+        self.config, self.folder, self.listener, self.stock = config, folder, listener, stock
+        self.keep_seconds, self.kept_at = keep_seconds, time.monotonic()
         self.rows: list[Row] = []
         self.skipped: list[str] = []
         settings = config.train
         self.accelerator = make_accelerator(settings)
-        self.task = load_task(config.data)
-        backbone = load_source(config.backbone)
+        self.task = stock.task(config.data)
+        if settings.test == "every-epoch" and self.task.test is None:
+            raise ConfigError("test=every-epoch: the task has no test images", expected="once", where="TrainConfig")
+        backbone = stock.backbone(config.backbone)
         backbone.set_checkpointing(settings.checkpointing)
         torch.manual_seed(settings.seed)
-        geometry = config.data.geometry or backbone.preprocessing.geometry
-        self.preprocessing = dataclasses.replace(backbone.preprocessing, geometry=geometry)
-        self.images: dict[str, int] = {}
+        self.preprocessing = config.data.preprocessing(backbone.preprocessing)
+        self.splits: dict[str, Split] = {}
         if method.needs_samples:
             backbone.to(self.accelerator.device)
         classes = class_names(self.task.classes)
@@ -136,14 +188,19 @@ class Run:
         self.model.preprocessing = self.preprocessing
         self.backbone_parameters = sum(weight.numel() for weight in backbone.weights().values())
         self._check_batch_norms()
+        self.on_features = method.only_head and config.data.augment == "none"
+        if self.on_features:
+            self.model.to(self.accelerator.device)
         self.loader = self._loader(self.train_set, shuffle=True)
-        self.val_loader = self._loader(self._dataset("val", self.task.val))
+        self.val_set = self._dataset("val", self.task.val)
+        self.val_loader = self._loader(self.val_set)
         # Read here, evaluated at the end: a broken test image is to stop a run before it starts.
         test_split = self.task.test if test else None
         self.test_loader = None if test_split is None else self._loader(self._dataset("test", test_split))
         self.loss = make_loss(settings, self.train_set.labels, len(self.task.classes)).to(self.accelerator.device)
         self.optimizer = make_optimizer(self.model, settings)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        trainee = self.model.head if self.on_features else self.model
+        self.wrapped, self.optimizer = self.accelerator.prepare(trainee, self.optimizer)
         self.updates_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
         self.updates = self.updates_per_epoch * settings.epochs
         self.warmup = min(round(settings.warmup_epochs * self.updates_per_epoch), self.updates // 2)
@@ -181,25 +238,38 @@ class Run:
         problems = {
             "checkpointing=True: blocks run twice, and norms would count each batch twice": settings.checkpointing,
             f"batch_size={settings.batch_size}: the last of {len(self.train_set)} training images is alone in a batch, "
-            "and one image has no statistics": len(self.train_set) % settings.batch_size == 1 % settings.batch_size,
+            "and one image has no statistics": settings.batch_size == 1
+            or (len(self.train_set) % settings.batch_size == 1 and not settings.drop_last),
         }
         ConfigError.collect([reason for reason, holds in problems.items() if holds], "a method that trains batch norms")
 
-    def _dataset(self, name: str, split: Split) -> ImageDataset:
+    def _dataset(self, name: SplitName, split: Split) -> ImageDataset:
         def progress(done: int) -> None:
             self.listener.read(name, done, len(split))
 
-        dataset = load_split(split, self.preprocessing, self.config.data, progress)
+        dataset = self.stock.images(name, split, self.preprocessing, self.config.data, progress)
         self.skipped += [f"{error.path}: {error.reason}" for error in dataset.skipped]
-        self.images[name] = len(dataset)
+        self.splits[name] = dataset.split
         return dataset
 
     def _loader(self, dataset: ImageDataset, shuffle: bool = False) -> DataLoader:
         settings, workers = self.config.train, self.config.data.workers
         loader = make_loader(
-            dataset, batch_size=settings.batch_size, shuffle=shuffle, seed=settings.seed, workers=workers
+            self.stock.features(dataset, self.model, self.accelerator) if self.on_features else dataset,
+            batch_size=settings.batch_size,
+            shuffle=shuffle,
+            seed=settings.seed,
+            workers=workers,
+            drop_last=shuffle and settings.drop_last,
         )
-        return self.accelerator.prepare(loader)
+        prepared = self.accelerator.prepare(loader)
+        if not len(prepared):
+            raise ConfigError(
+                f"drop_last=True: {len(dataset)} training images fill no batch of {settings.batch_size}",
+                expected="a smaller batch_size, or drop_last=False",
+                where="TrainConfig",
+            )
+        return prepared
 
     def take_up(self) -> None:
         """Go on where an earlier process stopped, if there was one; from now on the folder holds a run."""
@@ -249,7 +319,7 @@ class Run:
                 self._check_finite(epoch, losses)
         self._check_finite(epoch, losses)
         self._share_statistics()
-        metrics = evaluate(self.model, self.val_loader, self.accelerator)
+        metrics = measure(*self._predict(self.val_loader))
         if not math.isfinite(metrics.loss):  # the last update may be the one that broke it
             raise self._not_finite(metrics.loss, epoch, len(losses) - 1)
         shares = self.accelerator.reduce(sums / images, reduction="mean")
@@ -261,11 +331,24 @@ class Run:
             "train_top1": train_top1,
             "val_loss": metrics.loss,
             "val_top1": metrics.top1,
+            **self._test_figures(),
             "seconds": time.perf_counter() - started,
         }
         self.rows.append(row)
         self.listener.watch(epoch + 1, self)
         self._keep(row)
+
+    def _predict(self, loader: DataLoader) -> tuple[Logits, Labels]:
+        """Logits [n, C] and labels [n] of a split."""
+        if self.on_features:
+            return predict_features(self.model.head, loader, self.accelerator)
+        return predict(self.model, loader, self.accelerator)
+
+    def _test_figures(self) -> dict[str, float]:
+        """Of an epoch's row; none unless the test images are looked at after every epoch."""
+        if self.config.train.test == "once" or self.test_loader is None:
+            return {}
+        return {"test_top1": measure(*self._predict(self.test_loader)).top1}
 
     @torch.no_grad()
     def _share_statistics(self) -> None:
@@ -284,7 +367,7 @@ class Run:
         set_learning_rate(self.optimizer, self._rate(epoch, step))
         with self.accelerator.accumulate(self.wrapped):
             with self.accelerator.autocast():
-                logits = self.wrapped(normalise(pixels, self.preprocessing))
+                logits = self.wrapped(pixels if self.on_features else normalise(pixels, self.preprocessing))
             loss = self.loss(logits.float(), labels)
             self.accelerator.backward(loss)
             if settings.clip_norm is not None and self.accelerator.sync_gradients:
@@ -294,9 +377,15 @@ class Run:
         return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
 
     def _rate(self, epoch: int, step: int) -> float:
-        update = epoch * self.updates_per_epoch + step // self.config.train.accumulate
-        peak = learning_rate(self.model, self.config.train)
-        return peak * schedule_factor(update, self.updates, self.warmup, self.config.train)
+        settings = self.config.train
+        if settings.schedule_steps == "epoch":
+            return scheduled_rate(epoch, settings.epochs, settings.warmup_epochs, self._peak, settings)
+        update = epoch * self.updates_per_epoch + step // settings.accumulate
+        return scheduled_rate(update, self.updates, self.warmup, self._peak, settings)
+
+    @property
+    def _peak(self) -> float:
+        return learning_rate(self.model, self.config.train, self.accelerator.num_processes)
 
     def _check_finite(self, epoch: int, losses: list[torch.Tensor]) -> None:
         recent = losses[-CHECK_EVERY:]
@@ -321,37 +410,49 @@ class Run:
         if self.accelerator.is_main_process:
             if row["epoch"] == self.config.train.keep_epoch:
                 self._keep_values("early")
-            scaler = self.accelerator.scaler
-            self.folder.write_state(
-                {
-                    "tensors": self.model.trained_tensors(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "scaler": None if scaler is None else scaler.state_dict(),
-                    "rows": self.rows,
-                    "fingerprint": self.model.backbone.fingerprint,
-                }
-            )
+            if time.monotonic() - self.kept_at >= self.keep_seconds or row["epoch"] == self.config.train.epochs:
+                self._write_state()
         if self.tensorboard is not None:
             for name, value in row.items():
                 self.tensorboard.add_scalar(name, value, row["epoch"])
         self.listener.epoch(row)
 
-    def finish(self, command: str) -> None:
-        """Evaluate the last epoch's weights on validation and test, and write delta and summary."""
-        val = evaluate(self.model, self.val_loader, self.accelerator)
-        test = None if self.test_loader is None else evaluate(self.model, self.test_loader, self.accelerator)
+    def _write_state(self) -> None:
+        scaler = self.accelerator.scaler
+        self.folder.write_state(
+            {
+                "tensors": self.model.trained_tensors(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "rows": self.rows,
+                "fingerprint": self.model.backbone.fingerprint,
+            }
+        )
+        self.kept_at = time.monotonic()
+
+    def finish(self, command: str, study: dict[str, Any] | None = None) -> None:
+        """Evaluate the last epoch's weights on validation and test, and write delta, predictions and summary."""
+        kept, loader = ("val", self.val_loader) if self.test_loader is None else ("test", self.test_loader)
+        logits, labels = self._predict(loader)
+        test = None if self.test_loader is None else measure(logits, labels)
+        val = measure(logits, labels) if test is None else measure(*self._predict(self.val_loader))
         if self.accelerator.is_main_process:
+            images, source = self.splits[kept], self.config.data.source
             self.model.save(self.folder.delta)
-            self.folder.write_summary(self._summary(val, test, command))
+            self.folder.write_predictions(Predictions.of(logits, labels, images, source=source, split=kept))
+            self.folder.write_summary(self._summary(val, test, command, study))
         self.accelerator.wait_for_everyone()
 
-    def _summary(self, val: Metrics, test: Metrics | None, command: str) -> dict[str, Any]:
+    def _summary(
+        self, val: Metrics, test: Metrics | None, command: str, study: dict[str, Any] | None
+    ) -> dict[str, Any]:
         backbone = self.model.backbone
         trained = self.model.trained_parameters()
+        images = {name: len(split) for name, split in self.splits.items()}
         return {
             "result": {"val": val.to_dict(), "test": None if test is None else test.to_dict()},
             "train_loss": self.rows[-1]["train_loss"],
-            "task": {"name": self.task.name, "classes": list(self.task.classes), "images": self.images},
+            "task": {"name": self.task.name, "classes": list(self.task.classes), "images": images},
             "method": {"name": self.model.method.kind, **self.model.method.to_dict()},
             "backbone": {
                 "name": backbone.source.name,
@@ -360,9 +461,9 @@ class Run:
             },
             "protocol": {
                 "selection": "last epoch",
-                "test": "evaluated once, after the last epoch",
+                "test": TESTED[self.config.train.test],
                 "train_on": self.config.data.train_on,
-                "learning_rate": learning_rate(self.model, self.config.train),
+                "learning_rate": self._peak,
                 "preprocessing": self.preprocessing.to_dict(),
             },
             "config": self.config.to_dict(),
@@ -385,13 +486,15 @@ class Run:
                 **{name: version(name) for name in ("promptvit", "torch", "timm", "accelerate")},
             },
             "command": command,
+            **({} if study is None else {"study": study}),
         }
 
     def close(self) -> None:
         """Let go of writers and of the accelerator."""
         if self.tensorboard is not None:
             self.tensorboard.close()
-        self.accelerator.free_memory()
+        if self.accelerator.device.type != "cpu":  # there, memory comes back by itself, and this takes 0.2 seconds
+            self.accelerator.free_memory()
 
 
 def _seed(*parts: int) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from promptvit.model import TunedModel
-from promptvit.train.config import TrainConfig
+from promptvit.train.config import Decays, TrainConfig
 
 
 def make_optimizer(model: TunedModel, config: TrainConfig) -> torch.optim.Optimizer:
@@ -18,46 +18,59 @@ def make_optimizer(model: TunedModel, config: TrainConfig) -> torch.optim.Optimi
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=config.momentum)
     else:
-        optimizer = torch.optim.AdamW(groups, lr=rate)
+        optimizer = torch.optim.AdamW(groups, lr=rate, eps=config.adam_epsilon)
     set_learning_rate(optimizer, rate)
     return optimizer
 
 
 def parameter_groups(model: TunedModel, config: TrainConfig) -> list[dict]:
-    """Trained parameters by their weight decay (the delta's own; the head's; backbone weights; biases and norms) and by
+    """Trained parameters by their weight decay (the delta's own; the head's; that of backbone weights; none) and by
     their `share` of the learning rate (backbone; the rest)."""
     head_decay = config.weight_decay if config.head_weight_decay is None else config.head_weight_decay
+    delta_decay = config.weight_decay if config.decays == "all" else config.delta_weight_decay
+    last_bias = [layer for layer in model.head.modules() if isinstance(layer, nn.Linear)][-1].bias
     groups = []
     for module, decay, share in (
-        (model.delta, config.delta_weight_decay, 1.0),
+        (model.delta, delta_decay, 1.0),
         (model.head, head_decay, 1.0),
         (model.backbone.model, config.weight_decay, model.method.backbone_share),
     ):
-        trained = [p for p in module.parameters() if p.requires_grad]
-        for own_decay, parameters in (
-            (decay, [p for p in trained if p.ndim > 1]),
-            (0.0, [p for p in trained if p.ndim < 2]),
-        ):
+        decayed, others = [], []
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                has_decay = parameter is not last_bias and _has_decay(name, parameter, config.decays)
+                (decayed if has_decay else others).append(parameter)
+        for own_decay, parameters in ((decay, decayed), (0.0, others)):
             if parameters:
                 groups.append({"params": parameters, "weight_decay": own_decay, "share": share})
     return groups
 
 
-def learning_rate(model: TunedModel, config: TrainConfig) -> float:
-    """The peak learning rate: the configured one, or the method's own."""
-    return model.method.learning_rate if config.learning_rate is None else config.learning_rate
+def _has_decay(name: str, parameter: nn.Parameter, decays: Decays) -> bool:
+    if decays == "matrices":
+        return parameter.ndim > 1
+    return decays == "all" or "bias" not in name.rpartition(".")[2]  # tables of position biases are biases too
 
 
-def schedule_factor(update: int, total: int, warmup: int, config: TrainConfig) -> float:
-    """The share of the peak learning rate for `update` (from 0) of `total`: linear warm-up, then the schedule.
+def learning_rate(model: TunedModel, config: TrainConfig, processes: int = 1) -> float:
+    """The peak learning rate: the configured one or the method's own, times what `rate_batch` makes of it."""
+    rate = model.method.learning_rate if config.learning_rate is None else config.learning_rate
+    if config.rate_batch is None:
+        return rate
+    return rate * config.batch_size * config.accumulate * processes / config.rate_batch
 
-    Never 0, so no update is wasted.
+
+def scheduled_rate(step: int, total: int, warmup: int | float, peak: float, config: TrainConfig) -> float:
+    """The learning rate of `step` (from 0) of `total`, updates or epochs: linear warm-up to `peak`, then the schedule.
+
+    That of an update is never 0, so none is wasted. That of epoch e in a warm-up of w is e / w of `peak`, as in VPT.
     """
-    if update < warmup:
-        return (update + 1) / warmup
+    if step < warmup:
+        return peak * ((step + (config.schedule_steps == "update")) / warmup)
     if config.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (update - warmup) / max(1, total - warmup)))
+        return peak
+    wave = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    return config.final_rate + (peak - config.final_rate) * wave
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
