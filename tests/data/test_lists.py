@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +7,6 @@ from PIL import Image
 
 from promptvit.data.lists import has_lists, read_lists
 from promptvit.errors import DataError
-
-SHARED = Path(os.environ.get("PROMPTVIT_DATA", Path(__file__).parents[3] / "shared" / "data")) / "mini-vtab"
 
 
 @pytest.fixture
@@ -22,19 +19,17 @@ def root(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bccd_cells", "cifar10", "grocery", "pneumonia", "sprites"])
-def test_the_shared_tasks_are_read_whole(name):
-    if not (SHARED / name).is_dir():
-        pytest.skip(f"no {SHARED / name}; set PROMPTVIT_DATA")
-    about = json.loads((SHARED / name / "about.json").read_text())
-    task = read_lists(SHARED / name)
+def test_the_shared_tasks_are_read_whole(name, mini_vtab):
+    about = json.loads((mini_vtab / name / "about.json").read_text())
+    task = read_lists(mini_vtab / name)
     assert task.name == name
     assert task.test is not None
     assert {"train": len(task.train), "val": len(task.val), "test": len(task.test)} == about["counts"]
     assert len(task.classes) == about["classes"]
-    both = (SHARED / name / "train800val200.txt").read_text().split("\n")
+    both = (mini_vtab / name / "train800val200.txt").read_text().split("\n")
     joined = task.train.join(task.val)
     listed = zip(joined.images, joined.labels, strict=True)
-    mine = {f"{Path(image).relative_to(SHARED / name)} {label}" for image, label in listed}
+    mine = {f"{Path(image).relative_to(mini_vtab / name)} {label}" for image, label in listed}
     assert mine == {line for line in both if line}
 
 

@@ -16,8 +16,12 @@ VERBS = {
     "train": "tune a backbone on your images",
     "evaluate": "measure a tuned model on a labelled split",
     "predict": "classify images with a tuned model",
+    "sweep": "search the settings of a method on your images, on several cores or a cluster",
+    "bench": "methods on tasks under one protocol: a study with tables, tests and a report",
     "prune": "make a tuned model smaller: drop the prompts that do not help",
+    "data": "get a benchmark's data, check any task, look at it",
     "analyze": "look into tuned models and their runs",
+    "report": "a run or a study as one HTML file",
     "methods": "list the methods and their options",
     "backbones": "list the pretrained backbones",
 }

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from promptvit.data.catalog import BENCHMARKS
+from promptvit.data.collection import open_collection, task_folders
 from promptvit.data.config import DataConfig
 from promptvit.data.dataset import ImageDataset, Progress
 from promptvit.data.digits import read_digits
 from promptvit.data.folder import read_folder
 from promptvit.data.lists import has_lists, read_lists
+from promptvit.data.sources import is_foreign, local_folder
 from promptvit.data.task import Split, Task, stratified_share
 from promptvit.errors import DataError
 from promptvit.preprocessing import Preprocessing
@@ -32,6 +35,16 @@ def load_task(config: DataConfig) -> Task:
     return dataclasses.replace(task, train=train)
 
 
+def load_tasks(source: str) -> tuple[str, tuple[Task, ...]]:
+    """What `source` is called, and its tasks: one, as `load_task` reads it, or all of a collection."""
+    root = Path(source).expanduser()
+    if source in BENCHMARKS or (root.is_dir() and task_folders(root) not in ([], [root])):
+        found = open_collection(source)
+        return found.name, tuple(read_lists(task.folder) for task in found.tasks)
+    task = load_task(DataConfig(source=source))
+    return task.name, (task,)
+
+
 def load_split(
     split: Split, preprocessing: Preprocessing, config: DataConfig, progress: Progress | None = None
 ) -> ImageDataset:
@@ -43,7 +56,7 @@ def load_split(
 def _read(config: DataConfig) -> Task:
     if config.source in BUILT_IN:
         return BUILT_IN[config.source]()
-    root = Path(config.source).expanduser()
+    root = local_folder(config.source) if is_foreign(config.source) else Path(config.source).expanduser()
     if not root.is_dir():
         raise _unknown_source(config.source)
     _refuse_many_tasks(root)
@@ -67,6 +80,7 @@ def _unknown_source(source: str) -> DataError:
     return DataError(
         f"data source {source!r} is neither built in nor a folder",
         expected=f"{', '.join(BUILT_IN)}, a folder with CLASS/IMAGE, one with train/CLASS/IMAGE (val/ and "
-        "test/ beside it), or one with the lists train800.txt, val200.txt, test.txt (or train.txt and so on)",
+        "test/ beside it), one with the lists train800.txt, val200.txt, test.txt (or train.txt and so on), "
+        "hf:NAME or webdataset:PATTERN",
         fix=f"Did you mean {meant[0]}?" if meant else "Check the path",
     )
