@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from pathlib import Path
 
 import timm
 import torch
+
+from promptvit.search.origin import git, processor
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,14 +29,6 @@ def machine(device: torch.device, threads: int) -> dict[str, object]:
     }
 
 
-def processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def commit() -> str:
     """The commit of this checkout, or `none`."""
     return git("rev-parse", "--verify", "HEAD") or "none"
@@ -44,11 +37,3 @@ def commit() -> str:
 def changed() -> bool:
     """Whether the checkout differs from its commit."""
     return bool(git("status", "--porcelain"))
-
-
-def git(*arguments: str) -> str:
-    """What git answers in this checkout; nothing if it cannot."""
-    try:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""

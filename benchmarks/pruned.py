@@ -18,8 +18,7 @@ import torch
 
 import promptvit as pv
 from benchmarks import measure, steps
-from benchmarks.machine import commit, machine
-from benchmarks.mini_vtab import ROOT
+from benchmarks.machine import ROOT, commit, machine
 from promptvit.counting import flops
 from promptvit.model import TunedModel
 from promptvit.pruning.scores import prune

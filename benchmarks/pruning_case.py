@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import promptvit as pv
-from benchmarks.machine import commit, machine
-from benchmarks.mini_vtab import ROOT
+from benchmarks.machine import ROOT, commit, machine
 from promptvit.methods.masks import Masks
 from promptvit.model import TunedModel
 from promptvit.pruning.config import Importance

@@ -20,8 +20,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 import promptvit as pv
-from benchmarks.machine import commit, machine
-from benchmarks.mini_vtab import ROOT
+from benchmarks.machine import ROOT, commit, machine
 from promptvit.data.load import load_split, load_task
 from promptvit.data.transforms import normalise
 from promptvit.pruning.scores import Scores, prune, score_prompts, visual_prompts

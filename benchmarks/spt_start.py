@@ -22,8 +22,7 @@ from typing import Literal, cast, get_args
 import torch
 
 import promptvit as pv
-from benchmarks.machine import changed, commit, machine
-from benchmarks.mini_vtab import ROOT
+from benchmarks.machine import ROOT, changed, commit, machine
 from promptvit.methods.samples import Samples
 from promptvit.methods.spt import Source
 

@@ -1,106 +1,92 @@
-"""Every recipe is what its table says, parses as the command line does, and takes a step on a small backbone."""
+"""Every recipe is what the script writes, and a study whose tasks, methods, protocol and settings are known."""
 
-import re
-import shlex
-from functools import cache
+import json
 
 import pytest
-import torch
+import yaml
 from scripts import recipes
-from torch.nn import functional
 
-import promptvit as pv
-from promptvit.backbones.load import load_source
-from promptvit.cli.options import expand, option_value, parse
-from promptvit.cli.train import make_train_parser
-from promptvit.methods.prompts import Prompts
-from promptvit.train.config import RunConfig
-from promptvit.train.loop import make_method
-from promptvit.train.optim import make_optimizer
+from promptvit.search.plan import StudyPlan
+from promptvit.search.published import GROUP_OF, GROUPS, published
 
-RECIPES = {recipe.name: recipe for recipe in recipes.recipes()}
-PLACEHOLDERS = {"$P": "40", "$S": "0.5", "DIR": "data/mine"}
-ROOT = recipes.FOLDER.parents[1]
-
-
-def parsed(*arguments: str) -> RunConfig:
-    """What `promptvit train` makes of its arguments."""
-    expanded = expand(arguments)
-    return RunConfig.from_dict(parse(parser_for(option_value(expanded, "--method.name")), expanded))
-
-
-@cache
-def parser_for(method: str | None):
-    """The parser itself takes longest."""
-    return make_train_parser(method, with_method=True)
-
-
-def commands(recipe: recipes.Recipe) -> list[list[str]]:
-    """The arguments of the commands in its header."""
-    texts = re.findall(r"^# command: .*?promptvit train (.*?)(?:; done)?$", recipe.render(), re.MULTILINE)
-    return [[PLACEHOLDERS.get(word, word) for word in shlex.split(text)] for text in texts]
-
-
-def path(recipe: recipes.Recipe) -> str:
-    return f"recipes/spt/{recipe.name}.yaml"
+TEXTS = recipes.committed()
+STUDIES = {name: yaml.safe_load(text) for name, text in TEXTS.items()}
 
 
 def test_the_files_are_those_of_the_script():
-    assert recipes.committed() == recipes.rendered(), "run `make docs`"
+    assert recipes.rendered() == TEXTS, "run `make docs`"
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_a_recipe_is_a_configuration_of_train(recipe, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    config, *others = (parsed(*arguments) for arguments in (["--config", path(recipe)], *commands(recipe)))
-    for section, values in config.to_dict().items():
-        given = recipe.config[section]
-        assert {name: values[name] for name in given} == given
-    assert others
-    assert all(make_method(each).needs_samples == (each.method["name"] != "vpt-deep") for each in (config, *others))
+def test_every_row_of_the_main_tables_has_a_file():
+    counts = {
+        folder: sum(name.startswith(f"{folder}/") for name in STUDIES) for folder in ("vpt", "e2vpt", "vpt-or-ft")
+    }
+    assert counts == {"vpt": 9 + 7 + 7 + 7 + 6 + 6 + 3, "e2vpt": 4, "vpt-or-ft": 9}
+    assert {
+        f"spt/{backbone}-spt-{depth}.yaml" for backbone in ("sup", "mae", "moco") for depth in ("deep", "shallow")
+    } <= set(STUDIES)
+    assert len({study["name"] for study in STUDIES.values()}) == len(STUDIES)
 
 
-def test_options_of_a_command_win(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    spt, vpt = (parsed(*arguments) for arguments in commands(RECIPES["study-length"]))
-    assert make_method(spt) == pv.SPT(length=40, pooling="all")
-    assert make_method(vpt) == pv.VPT(length=40, pooling="all")
-    *_, supervised, caltech = (parsed(*arguments) for arguments in commands(RECIPES["init-frozen-mean"]))
-    assert make_method(supervised) == pv.SPT(length=20, source="mean", across="sample", fixed=True)
-    assert supervised.backbone.pool is None
-    assert caltech.data.augment == "none"
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_recipe_is_a_study_whose_runs_can_be_made(name):
+    plan = StudyPlan.from_dict(STUDIES[name])
+    assert StudyPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert set(plan.tasks or ()) <= set(GROUP_OF)
+    assert all(set(row.tasks) <= set(GROUP_OF) for row in plan.rows)
+    cells = recipes.cells(STUDIES[name])
+    assert bool(cells) != (plan.data == ("digits",))
+    for cell in {(cell.row.label, cell.task.group): cell for cell in cells}.values():
+        points = cell.points()
+        assert points
+        for settings in (points[0], points[-1]):
+            cell.config(settings, seed=cell.protocol.seeds[0], final=True)
 
 
-@pytest.mark.parametrize("depth", ["deep", "shallow"])
-def test_counts_are_those_of_the_paper(depth):
-    counts = [recipes.trained(depth, classes) for classes in recipes.CLASSES.values()]
-    assert sum(counts) / 5 == pytest.approx({"deep": 364_727, "shallow": 257_207}[depth], abs=1)
-    assert counts[0] == {"deep": 338_120, "shallow": 230_600}[depth]
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_header_has_the_numbers_the_cost_and_the_command(name):
+    header = [line for line in TEXTS[name].splitlines() if line.startswith("#")]
+    assert f"# command: promptvit bench --config recipes/{name}" in header
+    for fact in ("paper", "measured", "cost"):
+        assert any(line.startswith(f"# {fact}: ") for line in header)
 
 
-@pytest.mark.parametrize(("pretraining", "row"), [(p, r) for p in recipes.PRETRAININGS for r in recipes.LENGTHS])
-def test_the_mean_of_fgvc_is_that_of_its_tasks(pretraining, row):
-    numbers = recipes.results(pretraining, row)
-    mean = sum(float(numbers[task]) for task in recipes.CLASSES) / 5
-    assert mean == pytest.approx(float(numbers["FGVC"]), abs=0.021)  # the paper rounds the tasks
+def test_numbers_of_a_row():
+    header = " ".join(TEXTS["vpt/vit-b-vpt-deep.yaml"].split())
+    assert "natural 78.48, specialized 82.43, structured 54.98, fgvc # 89.11" in header
+    assert "Table 1" in header
 
 
-KINDS = {repr((each.config["method"], each.config["backbone"].get("pool"))): each for each in RECIPES.values()}
+def test_lengths_are_the_papers_and_take_their_batch_size():
+    cells = {cell.task.name: cell for cell in recipes.cells(STUDIES["vpt/vit-b-vpt-deep.yaml"])}
+    row = next(row for row in published() if (row.paper, row.label) == ("vpt", "VPT-deep"))
+    for task, cell in cells.items():
+        length = row.lengths["length"][task]
+        assert cell.fields == {"name": "vpt-deep", "length": length}
+        points = cell.points()
+        assert len(points) == (36 if cell.task.group == "fgvc" else 40)
+        assert {point["train.batch_size"] for point in points} == {64 if length >= 100 else 128}
+        assert cell.config(points[0], seed=0, final=False).method["dropout"] == 0.1
 
 
-@pytest.mark.parametrize("recipe", KINDS.values(), ids=lambda recipe: recipe.name)
-def test_one_of_each_kind_takes_a_step(recipe, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    config = parsed("--config", path(recipe), "--backbone", "vit_pico", "--backbone.pretrained", "false")
-    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
-    samples = list(zip(images, labels, strict=True))
-    model = pv.tune(load_source(config.backbone), make_method(config), 3, head=config.train.head, samples=samples)
-    optimizer = make_optimizer(model, config.train)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    functional.cross_entropy(model(images), labels).backward()
-    optimizer.step()
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    prompts = {f"delta.{name}" for name, tensor in model.delta.named_parameters() if tensor.requires_grad}
-    assert isinstance(model.delta, Prompts)
-    assert changed == {"head.weight", "head.bias"} | prompts
-    assert bool(prompts) != config.method.get("fixed", False)
+def test_e2vpts_parts_keep_what_the_protocol_gives_them():
+    cell = next(cell for cell in recipes.cells(STUDIES["e2vpt/vit-b-e2vpt.yaml"]) if cell.task.name == "patch_camelyon")
+    method = cell.config(cell.points()[0], seed=0, final=True).method
+    assert method["prompts"] == {"name": "vpt-deep", "length": 10, "dropout": 0.1}
+    assert method["kv"] == {"length": 10}
+    assert cell.row.prune == {}
+
+
+def test_known_settings_leave_one_point():
+    for name, rate in (("vpt/known-sun397.yaml", 25.0), ("spt/known-mae-cub.yaml", 0.05)):
+        (cell,) = recipes.cells(STUDIES[name])
+        (point,) = cell.points()
+        assert cell.config(point, seed=0, final=True).train.learning_rate == rate
+
+
+def test_groups_of_the_header_are_those_of_the_data():
+    for row in published():
+        if row.method and row.protocol and recipes.is_main(row):
+            data = recipes.of_row(row).study["data"]
+            assert ("fgvc" in data) == ("fgvc" in row.means)
+            assert ("vtab-1k" in data) == bool(set(GROUPS[:3]) & set(row.means))

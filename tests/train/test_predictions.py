@@ -33,6 +33,11 @@ def test_predictions_are_those_of_the_logits():
     assert np.trace(confusion) / 40 == pytest.approx(measure(logits, labels).top1)
 
 
+def test_files_elsewhere_keep_their_whole_paths():
+    found = Predictions.of(*some(), source="hf:name", split="test")
+    assert found.images[0] == str(Path("data", "test", "0.png").absolute())
+
+
 def test_equal_logits_are_predicted_as_they_are_counted():
     logits, labels = torch.zeros(4, 7), torch.tensor([0, 1, 2, 6])
     images = Split(images=np.zeros((4, 1, 1, 3), np.uint8), labels=labels.numpy())

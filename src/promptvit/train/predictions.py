@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ class Predictions:
     """The predictions for the n images of a split, in its order; raises DataError if the columns differ in length.
 
     - `source`: `data.source` of the images. `split`: val or test.
-    - `images`: files relative to the source, or the numbers of images that are not files.
+    - `images`: files relative to the source, if they are below it; or the numbers of images that are not files.
     - `labels`, `predicted`: classes by number, the right and the predicted ones.
     - `confidence`, `of_label`: the probabilities of the predicted and of the right classes, rounded to 4 digits.
     """
@@ -82,7 +81,9 @@ class Predictions:
 def _names(images: Split, root: Path) -> tuple[str | int, ...]:
     if not isinstance(images.images, tuple):
         return tuple(range(len(images)))
-    return tuple(os.path.relpath(path, root) for path in images.images)
+    return tuple(
+        str(path.relative_to(root) if path.is_relative_to(root) else path.absolute()) for path in images.images
+    )
 
 
 def _rounded(shares: torch.Tensor, classes: Labels) -> tuple[float, ...]:

@@ -1,0 +1,33 @@
+"""Reports of folders, whatever they hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from promptvit.errors import ConfigError
+from promptvit.report.record import read_json
+from promptvit.report.run import write_run_report
+from promptvit.report.study import write_study_report
+from promptvit.search.results import Results
+
+RESULTS = "results.json"
+
+
+def write_report(folder: Path, *, images: str | None = None, runs: bool = False) -> list[Path]:
+    """Writes the report of the run or study in `folder`; returns the paths of what is written, that of `folder` first.
+
+    - `images`: where a run's images are now. `runs`: also of each final run of a study.
+
+    Raises ConfigError for a folder of neither, and for options that it has no use for; DataError for damaged files.
+    """
+    if not (folder / RESULTS).is_file():
+        ConfigError.collect(
+            [f"--runs: {folder} holds no study"] if runs and (folder / "summary.json").is_file() else [], "report"
+        )
+        return [write_run_report(folder, images)]
+    if images is not None and not runs:
+        raise ConfigError("--images of a study without --runs: it shows no images", where="report")
+    results = Results.from_dict(read_json(folder / RESULTS))
+    finals = [folder / final.folder for cell in results.cells for final in cell.finals] if runs else []
+    written = [write_run_report(each, images) for each in finals if (each / "summary.json").is_file()]
+    return [write_study_report(folder, results), *written]

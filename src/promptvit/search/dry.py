@@ -1,0 +1,119 @@
+"""Whether a study can be run: every row is built and takes one step, on a small backbone and on random images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from promptvit.backbones.base import Backbone
+from promptvit.backbones.source import BackboneSource
+from promptvit.errors import ConfigError, DataError
+from promptvit.methods.base import Method
+from promptvit.model import tune
+from promptvit.search.plan import CellPlan, StudyPlan, StudyTask
+from promptvit.train.config import RunConfig
+from promptvit.train.loop import make_method
+from promptvit.train.optim import make_optimizer
+from promptvit.train.stock import Stock
+
+STAND_INS = {
+    "swin*": BackboneSource(name="swin_tiny_patch4_window7_224", pretrained=False),
+    "convnext*": BackboneSource(name="convnext_atto", pretrained=False, image_size=64),
+    "resnet*": BackboneSource(name="resnet18", pretrained=False, image_size=64),
+    "*": BackboneSource(name="vit_pico", pretrained=False),
+}
+"""Small backbones of the same family, by patterns of names, the first that fits."""
+CLASSES = 4
+
+
+def dry_run(plan: StudyPlan) -> list[str]:
+    """A line for every row, backbone and protocol; raises ConfigError for a row that cannot be built.
+
+    The data need not be there: without it every row is tried as on a task of no group.
+    """
+    stock = Stock()
+    return [_line(cell, stock) for cell in _kinds(_cells(plan))]
+
+
+def _cells(plan: StudyPlan) -> list[CellPlan]:
+    try:
+        return plan.cells()
+    except DataError:
+        groups = ("fgvc" if source == "fgvc" else "" for source in plan.data)
+        tasks = [StudyTask(name=name, group=group, source="") for group in groups for name in plan.tasks or ("",)]
+        return [
+            CellPlan(study=plan, task=task, backbone=backbone, row=row, protocol=plan.protocol_of(task.group))
+            for task in tasks
+            for backbone in plan.backbones
+            for row in plan.rows
+        ]
+
+
+def _kinds(cells: Iterable[CellPlan]) -> list[CellPlan]:
+    """One cell of each kind: tasks differ in fields of the method alone, of which the first and the last are enough."""
+    first: dict[tuple[str, str, str], CellPlan] = {}
+    last: dict[tuple[str, str, str], CellPlan] = {}
+    for cell in cells:
+        kind = (cell.backbone.name, cell.row.label, cell.protocol.name)
+        first.setdefault(kind, cell)
+        last[kind] = cell
+    return list({id(cell): cell for kind in first for cell in (first[kind], last[kind])}.values())
+
+
+def _line(cell: CellPlan, stock: Stock) -> str:
+    points = cell.points()
+    configs = [cell.config(point, seed=cell.protocol.search_seed, final=False) for point in points]
+    final = cell.config(points[-1], seed=cell.protocol.seeds[0], final=True)
+    trained = [step(config, cell.backbone.name, stock) for config in (configs[0], final)]
+    where = cell.task.name or "any task"
+    runs = (len(points) if len(points) > 1 else 0) + len(cell.protocol.seeds)
+    return (
+        f"{cell.row.label} on {cell.backbone.name}, {where}, protocol {cell.protocol.name}: {runs} runs, "
+        f"{trained[-1]:,} parameters trained on the stand-in"
+    )
+
+
+def step(config: RunConfig, backbone: str, stock: Stock) -> int:
+    """One update of a small model; how many parameters it trains."""
+    source = next(source for pattern, source in STAND_INS.items() if fnmatchcase(backbone, pattern))
+    method = _without_downloads(make_method(config))
+    torch.manual_seed(config.train.seed)
+    small = stock.backbone(dataclasses.replace(source, pool=config.backbone.pool))
+    model = tune(small, method, CLASSES, head=config.train.head, samples=Noise(small))
+    optimizer = make_optimizer(model, dataclasses.replace(config.train, device="cpu"))
+    images = Noise(small).images[:CLASSES]
+    labels = torch.arange(CLASSES)
+    before = F.cross_entropy(model(images), labels)
+    before.backward()
+    optimizer.step()
+    if not before.isfinite():
+        raise ConfigError(f"{config.method['name']}: the loss of the first step is {before.item()}", where="dry run")
+    return model.trained_parameters()
+
+
+def _without_downloads(method: Method) -> Method:
+    """The side network of the paper has weights from the Hub."""
+    fields = {field.name for field in dataclasses.fields(method)}
+    return dataclasses.replace(method, weights="random") if method.kind == "side" and "weights" in fields else method
+
+
+class Noise(Dataset):
+    """A few random images at a backbone's input size, with labels; always the same."""
+
+    def __init__(self, backbone: Backbone, count: int = 32) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(count, 3, *backbone.preprocessing.size, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index >= len(self):
+            raise IndexError(index)
+        return self.images[index], index % CLASSES

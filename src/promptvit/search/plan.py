@@ -1,0 +1,389 @@
+"""What a study is made of: tasks, methods and a protocol, and the configuration of every run that follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from promptvit.backbones.source import BackboneSource
+from promptvit.data.catalog import BENCHMARKS
+from promptvit.data.collection import open_collection
+from promptvit.data.config import DataConfig
+from promptvit.data.load import load_task
+from promptvit.errors import ConfigError, DataError
+from promptvit.files import digest
+from promptvit.methods import METHODS
+from promptvit.methods.base import Preset
+from promptvit.pruning.config import PruneConfig
+from promptvit.registry import unknown
+from promptvit.search.protocol import Protocol, Settings
+from promptvit.search.protocols import PROTOCOLS
+from promptvit.train.config import Device, RunConfig, TrainConfig
+from promptvit.train.loop import make_method
+
+Sampler = Literal["grid", "random", "tpe"]
+Pruner = Literal["none", "median", "asha"]
+Ranges = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How points are chosen. Raises ConfigError with all problems at once.
+
+    - `sampler`: the whole `grid` of the protocol; `random` points of it; or `tpe` (tree-structured Parzen estimator).
+    - `trials`: points of random and tpe.
+    - `ranges`: settings that random and tpe draw between two numbers, on a logarithmic scale, in place of the grid's.
+    - `pruner`: `median` stops a run whose validation accuracy after an epoch is below the median of those before it,
+      `asha` (asynchronous successive halving) keeps the best third at growing budgets.
+    """
+
+    sampler: Sampler = "grid"
+    trials: int = 20
+    ranges: Ranges = field(default_factory=dict)
+    pruner: Pruner = "none"
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={getattr(self, name)!r}: expected one of {', '.join(get_args(choices))}"
+            for name, choices in (("sampler", Sampler), ("pruner", Pruner))
+            if getattr(self, name) not in get_args(choices)
+        ]
+        if self.trials < 1:
+            problems.append(f"trials={self.trials}: expected at least 1")
+        if self.sampler == "grid" and self.ranges:
+            problems.append(f"ranges of {', '.join(self.ranges)} with sampler=grid: a grid has values, not ranges")
+        problems += [
+            f"range {name}={low}:{high}: expected two numbers above 0, the smaller first"
+            for name, (low, high) in self.ranges.items()
+            if not 0 < low < high
+        ]
+        ConfigError.collect(problems, "SearchConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of a study's table.
+
+    - `fields`: the method's name and its own fields, which the search leaves alone; `tasks`: fields that a task has of
+      its own.
+    - `settings`: of this row's runs, before those of the protocol; its search leaves them alone.
+    - `prune`: fields of `PruneConfig`; the final runs are then pruned, and the pruned runs' figures count.
+    """
+
+    label: str
+    fields: dict[str, Any]
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
+    prune: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for task in ("", *self.tasks):
+            self.build(task)
+        if self.prune is not None:
+            PruneConfig(**self.prune)
+
+    def build(self, task: str) -> dict[str, Any]:
+        """The method's name and fields on `task`; raises ConfigError if there is no such method."""
+        fields = {**self.fields, **self.tasks.get(task, {})}
+        make_method(RunConfig(method=fields))
+        return fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyTask:
+    """A task of a study: its name, its group (or empty), and what `data.source` is for it."""
+
+    name: str
+    group: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """A study: every row on every backbone and task, under one protocol.
+
+    - `data`: collections (`vtab-1k`, `fgvc`, a folder of tasks), or whatever `data.source` can be.
+    - `tasks`: names of those to run; None is all.
+    """
+
+    name: str
+    data: tuple[str, ...]
+    rows: tuple[Row, ...]
+    protocol: Protocol
+    tasks: tuple[str, ...] | None = None
+    backbones: tuple[BackboneSource, ...] = (BackboneSource(),)
+    search: SearchConfig = SearchConfig()
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        labels = [row.label for row in self.rows]
+        problems = [f"row {label!r} twice" for label in dict.fromkeys(labels) if labels.count(label) > 1]
+        if not self.rows:
+            problems.append("no rows: expected at least one method")
+        if not self.data:
+            problems.append("no data: expected a collection or a task")
+        ConfigError.collect(problems, f"study {self.name}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StudyPlan:
+        """From a study file; raises ConfigError for what it does not know."""
+        known = {"name", "data", "tasks", "backbones", "rows", "protocol", "change", "search", "device"}
+        if wrong := sorted(set(values) - known):
+            raise ConfigError(f"{', '.join(wrong)} in a study", expected=f"some of {', '.join(sorted(known))}")
+        try:
+            protocol = values.get("protocol", "quick")
+            protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else Protocol.from_dict(protocol)
+            change = values.get("change") or {}
+            search = dict(values.get("search") or {})
+            search["ranges"] = {name: (low, high) for name, (low, high) in (search.get("ranges") or {}).items()}
+            return cls(
+                name=values["name"],
+                data=_strings(values["data"]),
+                rows=tuple(_row(label, fields) for label, fields in values["rows"].items()),
+                protocol=protocol.change(**_change(change)) if change else protocol,
+                tasks=None if values.get("tasks") is None else _strings(values["tasks"]),
+                backbones=tuple(BackboneSource.from_dict(each) for each in values.get("backbones") or [{}]),
+                search=SearchConfig(**search),
+                device=values.get("device", "auto"),
+            )
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"not a study: {error!r}", expected="name, data, rows and protocol") from None
+
+    @classmethod
+    def read(cls, path: Path) -> StudyPlan:
+        """From a YAML file."""
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(
+                f"{path} cannot be read: {' '.join(str(error).split())}", expected="a YAML file"
+            ) from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} holds no mapping", expected="name, data, rows and protocol")
+        return cls.from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` takes, complete."""
+        return {
+            "name": self.name,
+            "data": list(self.data),
+            "tasks": None if self.tasks is None else list(self.tasks),
+            "backbones": [dataclasses.asdict(backbone) for backbone in self.backbones],
+            "rows": {
+                row.label: {
+                    **row.fields,
+                    **({"tasks": row.tasks} if row.tasks else {}),
+                    **({"settings": row.settings} if row.settings else {}),
+                    **({"prune": row.prune} if row.prune is not None else {}),
+                }
+                for row in self.rows
+            },
+            "protocol": _plain(self.protocol.to_dict()),
+            "search": _plain(dataclasses.asdict(self.search)),
+            "device": self.device,
+        }
+
+    def cells(self) -> list[CellPlan]:
+        """Every row on every backbone and task, task by task, so that a worker's images stay the same for long.
+
+        Raises ConfigError for tasks that are not there and for methods without a recipe.
+        """
+        tasks = self._tasks([task for source in self.data for task in find_tasks(source)])
+        return [
+            CellPlan(study=self, task=task, backbone=backbone, row=row, protocol=self.protocol_of(task.group))
+            for task, backbone, row in itertools.product(tasks, self.backbones, self.rows)
+        ]
+
+    def protocol_of(self, group: str) -> Protocol:
+        """The protocol of tasks of a group."""
+        if group != "fgvc" or self.protocol.fgvc is None:
+            return self.protocol
+        return PROTOCOLS[self.protocol.fgvc].change(**_change(self.protocol.changed))
+
+    def _tasks(self, found: list[StudyTask]) -> list[StudyTask]:
+        if self.tasks is None:
+            return found
+        by_name = {task.name: task for task in found}
+        for name in self.tasks:
+            if name not in by_name:
+                raise unknown("task", name, by_name, f"There: {', '.join(by_name)}")
+        return [by_name[name] for name in self.tasks]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellPlan:
+    """A row on a backbone and a task."""
+
+    study: StudyPlan
+    task: StudyTask
+    backbone: BackboneSource
+    row: Row
+    protocol: Protocol
+
+    def __post_init__(self) -> None:
+        if self.row.prune is not None and self.protocol.retrain == "train+val":
+            raise ConfigError(
+                f"row {self.row.label} with prune, and final runs on train+val",
+                expected="retrain: train, so that validation images can choose the masks",
+                where=f"protocol {self.protocol.name}",
+            )
+
+    @property
+    def name(self) -> str:
+        """Of its part of the record."""
+        return "/".join([self.study.name, self.task.name, _backbone_label(self.backbone), self.row.label])
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The method's name and fields, before the search."""
+        return self.row.build(self.task.name)
+
+    @cached_property
+    def preset(self) -> Preset:
+        """The registered method."""
+        return METHODS[self.fields["name"]]
+
+    def points(self) -> list[Settings]:
+        """What a grid search tries, each once, without settings that the row fixes or the method lacks.
+
+        A value that the row fixes takes what goes with it in the grid: VPT's batch size depends on the length.
+        """
+        recipe = self.protocol.recipe(self.fields["name"], self.backbone.name)
+        points = recipe.points(self.preset.method.learning_rate)
+        fixed = {**{f"method.{name}": value for name, value in self.fields.items()}, **self.row.settings}
+        agreeing = [point for point in points if all(fixed.get(name, value) == value for name, value in point.items())]
+        every = [self._searched(point) for point in agreeing or points]
+        return list({json.dumps(point, sort_keys=True): point for point in every}.values())
+
+    def config(self, settings: Settings, *, seed: int, final: bool) -> RunConfig:
+        """The run with these `settings` of the search; the final ones are trained on what the protocol says."""
+        recipe = self.protocol.recipe(self.fields["name"], self.backbone.name)
+        merged = self._own({**self.protocol.settings, **recipe.settings, **settings, **self.row.settings})
+        parts: dict[str, dict[str, Any]] = {
+            "data": {"source": self.task.source},
+            "backbone": dataclasses.asdict(self.backbone),
+            "method": json.loads(json.dumps(self.fields)),
+            "train": {"device": self.study.device, "seed": seed},
+        }
+        for name, value in merged.items():
+            part, *path = name.split(".")
+            target = parts[part]
+            for key in path[:-1]:
+                target = target.setdefault(key, {})
+            target[path[-1]] = value
+        if self._takes("method.seed"):  # a method that draws from the task's images: final runs draw anew
+            parts["method"]["seed"] = seed
+        if final and self.protocol.retrain == "train+val":
+            parts["data"]["train_on"] = "train+val"
+        if self.protocol.epoch == "best-test" or (final and self.protocol.epoch != "last"):
+            parts["train"]["test"] = "every-epoch"
+        if unknown_fields := [
+            f"{part}.{name}"
+            for part, kind in (("data", DataConfig), ("train", TrainConfig), ("backbone", BackboneSource))
+            for name in parts[part]
+            if name not in {each.name for each in dataclasses.fields(kind)}
+        ]:
+            raise ConfigError(
+                f"settings {', '.join(unknown_fields)}: no such fields", where=f"protocol {self.protocol.name}"
+            )
+        config = RunConfig.from_dict(parts)
+        make_method(config)
+        return config
+
+    def _own(self, settings: Settings) -> Settings:
+        """Those of `settings` that the method has a field for and the row does not fix."""
+        return {name: value for name, value in settings.items() if self._takes(name)}
+
+    def _searched(self, settings: Settings) -> Settings:
+        """Those of `settings` that the search has a say in."""
+        return {name: value for name, value in self._own(settings).items() if name not in self.row.settings}
+
+    def _takes(self, name: str) -> bool:
+        part, _, rest = name.partition(".")
+        if part != "method":
+            return True
+        outer, _, inner = rest.partition(".")
+        method = self.preset.method
+        names = {each.name for each in dataclasses.fields(method)}
+        if outer not in names or outer in self.preset.fields:
+            return False
+        given = self.fields.get(outer)
+        if not inner:
+            return outer not in self.fields
+        return outer not in self.fields or (isinstance(given, dict) and inner not in given)
+
+
+def find_tasks(source: str) -> list[StudyTask]:
+    """The tasks of a collection, or the only one of another source; raises DataError if there is none."""
+    try:
+        return [
+            StudyTask(name=task.name, group=task.group, source=str(task.folder))
+            for task in open_collection(source).tasks
+        ]
+    except DataError as error:
+        if source in BENCHMARKS:
+            raise
+        try:
+            load_task(DataConfig(source=source))
+        except DataError:
+            raise error from None
+        return [StudyTask(name=Path(source).name or source, group="", source=source)]
+
+
+def run_key(config: RunConfig) -> str:
+    """What a run is, whatever the folder of its data and the machine: 16 hexadecimal digits.
+
+    Two runs with the same key have the same numbers, to rounding, if their data are the same.
+    """
+    method = make_method(config)
+    values = {**config.to_dict(), "method": {"name": method.kind, **method.to_dict()}}
+    values["data"] = {**values["data"], "source": Path(config.data.source).name}
+    for part, name in (("train", "device"), ("train", "tensorboard"), ("data", "workers"), ("data", "cache_gib")):
+        del values[part][name]
+    return digest(json.dumps(values, sort_keys=True).encode())[:16]
+
+
+def slug(label: str) -> str:
+    """A label as a folder's name."""
+    return re.sub(r"[^\w.+-]+", "_", label).strip("._") or "row"
+
+
+def _backbone_label(backbone: BackboneSource) -> str:
+    return backbone.name if backbone.pool is None else f"{backbone.name}:{backbone.pool}"
+
+
+def _row(label: str, values: dict[str, Any]) -> Row:
+    fields = {name: value for name, value in values.items() if name not in ("tasks", "settings", "prune")}
+    parts = {name: values.get(name) or {} for name in ("tasks", "settings")}
+    return Row(label=label, fields=fields, **parts, prune=values.get("prune"))
+
+
+def _change(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Protocol.change`, from YAML or from what was `changed`."""
+    arguments = dict(values)
+    if arguments.get("grid"):
+        arguments["grid"] = {
+            name: tuple(each) if isinstance(each, list | tuple) else (each,) for name, each in arguments["grid"].items()
+        }
+    if arguments.get("seeds"):
+        arguments["seeds"] = tuple(arguments["seeds"])
+    return arguments
+
+
+def _strings(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _plain(values: Any) -> Any:
+    return json.loads(json.dumps(values))

@@ -1,0 +1,287 @@
+"""The results of a study as a page: what was measured, what it stands beside, what was not run, how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from promptvit.search.accuracy import accuracy, caption, figure, flag_text
+from promptvit.search.markup import Block, Heading, Table, Text, latex, markdown
+from promptvit.search.results import Cell, Results
+from promptvit.search.statistics import Comparison, Row, accuracies, compare, mean_interval, row_figures
+
+FEW = 15
+"""Of more comparisons, only those with the best row are on the page."""
+
+
+def markdown_page(results: Results) -> str:
+    """Everything, as Markdown."""
+    return markdown(page(results))
+
+
+def latex_tables(results: Results) -> str:
+    """The tables of accuracies and costs, and comparisons, as LaTeX."""
+    return latex(
+        [block for block in [*accuracy(results), *comparisons(results), *costs(results)] if isinstance(block, Table)]
+    )
+
+
+def page(results: Results) -> list[Block]:
+    """All blocks, in order."""
+    return [
+        Heading(text=results.name, level=1),
+        Text(text=introduction(results)),
+        *accuracy(results),
+        *comparisons(results),
+        *costs(results),
+        *settings(results),
+        *gaps(results),
+        Heading(text="How it was made"),
+        Text(items=tuple(origins(results))),
+    ]
+
+
+def introduction(results: Results) -> str:
+    """What the figures are and how they came about."""
+    protocol = results.protocol
+    seeds = ", ".join(str(seed) for seed in protocol["seeds"])
+    sentences = [
+        "Test accuracy in %, mean ± standard deviation over seeds (number of seeds).",
+        f"Protocol {protocol['name']}: {protocol['source']}.",
+        f"The settings with the best validation accuracy were run again on {protocol['retrain']} with seeds {seeds}; "
+        f"epoch: {protocol['epoch']}.",
+        *([f"FGVC by protocol {protocol['fgvc']}."] if protocol["fgvc"] and "fgvc" in results.groups.values() else []),
+        *([f"Changed from the protocol of this name: {changes(protocol['changed'])}."] if protocol["changed"] else []),
+        *(f"{flag_text(flag)}." for flag in results.flags),
+    ]
+    return " ".join(sentences)
+
+
+def changes(changed: dict[str, Any]) -> str:
+    """What of a protocol was changed, in short."""
+    flat = {**changed.get("settings", {}), **changed.get("grid", {})}
+    rest = {name: value for name, value in changed.items() if name not in ("settings", "grid")}
+    return ", ".join(f"{name} {listed(value)}" for name, value in {**flat, **rest}.items())
+
+
+def listed(value: Any) -> str:
+    """A value or several."""
+    return " or ".join(str(each) for each in value) if isinstance(value, list | tuple) else str(value)
+
+
+def comparisons(results: Results) -> Iterator[Block]:
+    """Pairs of rows over the tasks that both have."""
+    pairs = compare(results)
+    if not pairs:
+        return
+    shown, said = pairs, ""
+    if len(pairs) > FEW:
+        best = best_row(results)
+        shown = [pair for pair in pairs if best in (pair.first, pair.second)]
+        said = f" Of {len(pairs)} pairs those with the best row, {best[1]}, are shown."
+    backbones = len({backbone for backbone, _ in results.rows}) > 1
+    yield Heading(text="Comparisons")
+    yield Text(
+        text="The first against the second, over tasks: points of difference with the 95 % interval of a paired "
+        "bootstrap; Wilcoxon's signed-rank test, two-sided, and after Holm's correction for all pairs; the tasks where "
+        f"their seeds differ by Welch's t test (p < 0.05).{said}"
+    )
+    yield Table(
+        caption=caption(results, "Methods against each other"),
+        header=("first", "second", "tasks", "wins, ties, losses", "difference", "p", "p (Holm)", "seeds differ"),
+        rows=tuple(comparison_row(pair, backbones) for pair in shown),
+    )
+
+
+def best_row(results: Results) -> Row:
+    """The row with the best mean over the tasks that it has."""
+    figures = row_figures(results)
+    return max(figures, key=lambda row: float(np.mean([np.mean(each) for each in figures[row].values()] or [0])))
+
+
+def comparison_row(pair: Comparison, with_backbone: bool) -> tuple[str, ...]:
+    """Its cells."""
+    names = (f"{row[1]} ({row[0]})" if with_backbone else row[1] for row in (pair.first, pair.second))
+    interval = pair.difference
+    difference = (
+        ""
+        if interval is None
+        else f"{100 * interval.mean:+.2f} ({100 * interval.low:+.2f} to {100 * interval.high:+.2f})"
+    )
+    seeds = f"{pair.better} better, {pair.worse} worse of {pair.tested}" if pair.tested else "one seed"
+    wins = f"{pair.wins}, {pair.ties}, {pair.losses}"
+    return (*names, str(len(pair.tasks)), wins, difference, p_value(pair.test.p), p_value(pair.holm), seeds)
+
+
+def p_value(p: float | None) -> str:
+    """Two digits."""
+    return "" if p is None else f"{p:.2g}"
+
+
+def costs(results: Results) -> Iterator[Block]:
+    """Parameters, bytes and seconds of each row, and how many points were tried."""
+    rows = []
+    for backbone, method in results.rows:
+        cells = [cell for cell in results.cells if (cell.backbone, cell.method) == (backbone, method)]
+        finals = [final for cell in cells for final in cell.finals]
+        tried = [sum(point.state in ("complete", "pruned") for point in cell.points) for cell in cells]
+        hours = sum(run.seconds for cell in cells for run in (*cell.points, *cell.finals)) / 3600
+        seconds = f"{np.mean([final.seconds for final in finals]):.0f}" if finals else ""
+        rows.append(
+            (
+                *(() if one_backbone(results) else (backbone,)),
+                method,
+                span([final.trained_parameters for final in finals], "{:,}"),
+                span([final.trained_percent for final in finals], "{:.2f}"),
+                span([final.delta_bytes / 1024 for final in finals], "{:,.0f}"),
+                seconds,
+                span(tried, "{}"),
+                f"{hours:.2f}",
+            )
+        )
+    header = (
+        "method",
+        "trained parameters",
+        "trained %",
+        "delta, KiB",
+        "seconds a run",
+        "points tried",
+        "hours in all",
+    )
+    yield Heading(text="Cost")
+    yield Table(
+        caption=caption(results, "Final runs over tasks and seeds; points tried per task; hours of all runs together"),
+        header=(*(() if one_backbone(results) else ("backbone",)), *header),
+        rows=tuple(rows),
+    )
+
+
+def one_backbone(results: Results) -> bool:
+    """Whether no column is needed for it."""
+    return len({backbone for backbone, _ in results.rows}) == 1
+
+
+def span(values: Sequence[int] | Sequence[float], form: str) -> str:
+    """From the least to the most."""
+    if not values:
+        return ""
+    least, most = form.format(min(values)), form.format(max(values))
+    return least if least == most else f"{least} to {most}"
+
+
+def settings(results: Results) -> Iterator[Block]:
+    """What every search chose, of how many points, and the interval of what it gave."""
+    yield Heading(text="Settings")
+    yield Text(text="Rows:", items=tuple(dict.fromkeys(row_fields(cell, results) for cell in results.cells)))
+    yield Table(
+        caption=caption(results, "Chosen on validation images; 95 %: Student's interval of the mean over seeds"),
+        header=(
+            "task",
+            "method",
+            *(() if one_backbone(results) else ("backbone",)),
+            "chosen",
+            "points",
+            "test",
+            "95 %",
+        ),
+        rows=tuple(
+            (
+                cell.task,
+                cell.method,
+                *(() if one_backbone(results) else (cell.backbone,)),
+                chosen(cell),
+                points(cell),
+                figure(cell),
+                interval(cell),
+            )
+            for cell in results.cells
+        ),
+    )
+
+
+def row_fields(cell: Cell, results: Results) -> str:
+    """What its row stands for; fields that differ from task to task are left to the lines below."""
+    every = [other.fields for other in results.cells if other.method == cell.method]
+    same = [f"{n} {plain(v)}" for n, v in cell.fields.items() if n != "name" and all(f.get(n) == v for f in every)]
+    return f"{cell.method}: {', '.join([cell.fields['name'], *same])}"
+
+
+def chosen(cell: Cell) -> str:
+    """The settings, without `train.` before them."""
+    if cell.chosen is None:
+        return "not chosen yet"
+    return (
+        ", ".join(f"{name.removeprefix('train.')} {plain(value)}" for name, value in cell.chosen.items()) or "no choice"
+    )
+
+
+def plain(value: Any) -> str:
+    """A value with few digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def points(cell: Cell) -> str:
+    """How many were tried, and what became of the rest."""
+    states = [point.state for point in cell.points]
+    others = [
+        f"{states.count(state)} {state}" for state in ("pruned", "failed", "running", "waiting") if state in states
+    ]
+    return f"{states.count('complete')} of {len(states)}" + (f" ({', '.join(others)})" if others else "")
+
+
+def interval(cell: Cell) -> str:
+    """Student's, in %."""
+    found = mean_interval([100 * value for value in accuracies(cell)])
+    return "" if found is None else f"{found.low:.1f} to {found.high:.1f}"
+
+
+def gaps(results: Results) -> Iterator[Block]:
+    """What was not run, and what failed."""
+    lines = [
+        f"{method}{'' if one_backbone(results) else f' on {backbone}'}: {', '.join(missing)}"
+        for backbone, method in results.rows
+        if (missing := missing_seeds(results, (backbone, method)))
+    ]
+    lines += [
+        f"failed: {cell.method} on {cell.task}, {point.reason or 'for an unknown reason'}"
+        for cell in results.cells
+        for point in cell.points
+        if point.state == "failed"
+    ]
+    yield Heading(text="Not run")
+    yield Text(items=tuple(dict.fromkeys(lines)) or ("Nothing: all seeds of all cells stand here.",))
+
+
+def missing_seeds(results: Results, row: Row) -> list[str]:
+    """Its tasks with fewer seeds than the protocol asks for."""
+    cells = {cell.task: cell for cell in results.cells if (cell.backbone, cell.method) == row}
+    found = []
+    for task in results.tasks:
+        done, planned = (len(cells[task].finals), cells[task].planned_finals) if task in cells else (0, 1)
+        if not done:
+            found.append(f"{task} not run")
+        elif done < planned:
+            found.append(f"{task} {done} of {planned} seeds")
+        elif not accuracies(cells[task]):
+            found.append(f"{task} has no test images")
+    return found
+
+
+def origins(results: Results) -> Iterator[str]:
+    """The command, the protocol, and every commit, machine and version that runs were made with."""
+    yield f"command: {results.command or 'not recorded'}"
+    values: dict[str, list[str]] = {}
+    for origin in results.origins:
+        for name, value in flat(origin):
+            values.setdefault(name, [])
+            if value not in values[name]:
+                values[name].append(value)
+    yield from (f"{name}: {', '.join(each)}" for name, each in values.items())
+
+
+def flat(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Nested values by their last names."""
+    for name, value in values.items():
+        yield from flat(value) if isinstance(value, dict) else [(name, str(value))]

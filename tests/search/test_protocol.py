@@ -1,0 +1,115 @@
+import json
+
+import pytest
+
+from promptvit.errors import ConfigError
+from promptvit.search.protocol import Protocol, Recipe
+from promptvit.search.protocols import PROTOCOLS
+
+VIT, SWIN, MAE, RESNET = "vit_base_patch16_224.orig_in21k", "swin_base_patch4_window7_224", "vit_base.mae", "resnet50"
+
+
+def rates_and_decays(points):
+    return {(point["train.learning_rate"], point.get("train.weight_decay")) for point in points}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "method", "backbone", "count"),
+    [
+        ("vpt", "full", VIT, 16),
+        ("vpt", "partial-1", VIT, 16),
+        ("vpt", "linear", VIT, 40),
+        ("vpt", "linear", MAE, 52),
+        ("vpt", "vpt-deep", VIT, 40),
+        ("vpt", "vpt-shallow", VIT, 56),
+        ("vpt", "full", RESNET, 32),
+        ("vpt", "pixel-pad", RESNET, 36),
+        ("vpt-fgvc", "full", RESNET, 16),
+        ("vpt-fgvc", "vpt-deep", VIT, 36),
+        ("vpt-fgvc", "linear", VIT, 40),
+        ("e2vpt", "e2vpt", VIT, 40),
+        ("e2vpt-fgvc", "e2vpt", VIT, 36),
+    ],
+)
+def test_the_grids_of_rates_and_decays_are_as_large_as_the_papers(protocol, method, backbone, count):
+    points = PROTOCOLS[protocol].points(method, backbone, own_rate=1.0)
+    assert len(rates_and_decays(points)) == count
+
+
+def test_prompt_lengths_decide_the_batch_size_and_depend_on_the_backbone():
+    points = PROTOCOLS["vpt"].points("vpt-deep", VIT, own_rate=1.0)
+    assert len(points) == 6 * 40
+    assert {(p["method.length"], p["train.batch_size"]) for p in points} == {
+        *((length, 128) for length in (1, 5, 10, 50)),
+        *((length, 64) for length in (100, 200)),
+    }
+    assert {p["method.length"] for p in PROTOCOLS["vpt"].points("vpt-deep", SWIN, 1.0)} == {1, 5, 10, 50}
+
+
+def test_full_fine_tuning_of_the_fourth_paper_has_two_settings_for_each_rate():
+    points = PROTOCOLS["vpt-or-ft"].points("full", VIT, own_rate=1.0)
+    assert len(points) == 8
+    assert {(p["train.optimizer"], p["train.weight_decay"]) for p in points} == {("adamw", 0.01), ("sgd", 0.0)}
+
+
+def test_factors_are_of_the_methods_own_rate():
+    points = PROTOCOLS["quick"].points("vpt-deep", VIT, own_rate=0.005)
+    assert [point["train.learning_rate"] for point in points] == [0.005 * (1 / 3), 0.005, 0.005 * 3.0]
+
+
+@pytest.mark.parametrize("name", list(PROTOCOLS))
+def test_a_protocol_survives_json(name):
+    protocol = PROTOCOLS[name]
+    assert Protocol.from_dict(json.loads(json.dumps(protocol.to_dict()))) == protocol
+    assert protocol.fgvc is None or protocol.fgvc in PROTOCOLS
+
+
+def test_a_change_keeps_the_grids_that_have_the_values_and_is_written_down():
+    protocol = PROTOCOLS["vpt"].change(
+        settings={"train.epochs": 2}, grid={"method.length": (1, 5), "train.learning_rate": (5.0,)}, seeds=(42,)
+    )
+    points = protocol.points("vpt-deep", VIT, 1.0)
+    assert len(points) == 2 * 4
+    assert {point["train.batch_size"] for point in points} == {128}
+    assert protocol.settings["train.epochs"] == 2
+    assert protocol.changed == {
+        "settings": {"train.epochs": 2},
+        "grid": {"method.length": (1, 5), "train.learning_rate": (5.0,)},
+        "seeds": (42,),
+    }
+
+
+def test_a_change_to_values_that_no_grid_has_takes_their_place():
+    protocol = PROTOCOLS["quick"].change(grid={"train.learning_rate": (0.1, 0.2)})
+    assert [p["train.learning_rate"] for p in protocol.points("linear", VIT, 1.0)] == [0.1, 0.2]
+    fixed = PROTOCOLS["quick"].change(settings={"train.learning_rate": 0.3})
+    assert fixed.points("linear", VIT, 1.0) == [{}]
+
+
+def test_peeking_is_flagged():
+    assert PROTOCOLS["vpt"].flags == ()
+    assert PROTOCOLS["spt"].change(epoch="best-test").flags == ("compat_peek",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"settings": {"epochs": 3}}, "setting 'epochs'"),
+        ({"recipes": (Recipe(grids=({"trains.epochs": (3,)},)),)}, "setting 'trains.epochs'"),
+        ({"epoch": "best"}, "epoch='best'"),
+        ({"retrain": "all"}, "retrain='all'"),
+        ({"seeds": ()}, "seeds="),
+        ({"seeds": (1, 1)}, "seeds="),
+        ({"epoch": "best-val", "retrain": "train+val"}, "validation images are training images"),
+    ],
+)
+@pytest.mark.usefixtures("untyped")
+def test_what_means_nothing_is_refused(fields, message):
+    with pytest.raises(ConfigError, match="protocol mine") as error:
+        Protocol(name="mine", source="", **fields)
+    assert message in str(error.value)
+
+
+def test_a_method_without_a_recipe_is_refused_with_what_there_is():
+    with pytest.raises(ConfigError, match="no recipe for spt-deep"):
+        PROTOCOLS["vpt"].points("spt-deep", VIT, 1.0)
