@@ -51,7 +51,7 @@ def test_prepare_says_what_there_is_and_how_it_was_refused(tasks, tmp_path, caps
     command = ["data", "prepare", "vtab-1k", "--from", str(tasks), "--out", str(out)]
     assert main(command) == 1
     captured = capsys.readouterr()
-    assert "problem  tasks       dtd: no such task: 1 of 19 tasks are there" in captured.out
+    assert "problem  tasks       1 of 19 tasks of vtab-1k are there, without caltech101, dtd, " in captured.out
     assert "--allow tasks,sizes,classes" not in captured.out
     assert "accept them: --allow tasks,sizes" in captured.err
     assert not out.exists()

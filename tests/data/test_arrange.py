@@ -25,6 +25,17 @@ def test_a_copy_never_writes_through_a_link_and_a_link_takes_its_place(make_task
     assert len((target / "classes.txt").read_text().split()) == 37
 
 
+def test_a_copy_has_what_lies_behind_links_and_no_circles(make_task, tmp_path):
+    source, target = make_task(tmp_path / "from" / "dtd"), tmp_path / "to" / "dtd"
+    (source / "images" / "test").rename(tmp_path / "elsewhere")
+    (source / "images" / "test").symlink_to(tmp_path / "elsewhere")
+    (source / "images" / "round").symlink_to(source)
+    arrange(source, target, None, copy=True)
+    assert (target / "images/test/000001.png").is_file()
+    assert not (target / "images" / "test").is_symlink()
+    assert not (target / "images" / "round").exists()
+
+
 def test_links_name_no_place_if_both_can_be_moved_together(make_task, tmp_path):
     source = make_task(tmp_path / "all" / ".source" / "deep" / "dtd")
     arrange(source, tmp_path / "all" / "dtd", None, copy=False)

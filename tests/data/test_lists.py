@@ -55,7 +55,7 @@ def test_without_names_and_val_list_classes_are_numbers_and_images_are_held_out(
     ("train", "message"),
     [
         ("0.png 0\n1.png\n", r"line '1.png'; expected 'path label' \(in .*train.txt:2\)"),
-        ("0.png zero\n", r"label 'zero' of 0.png; expected an integer \(in .*train.txt:1\)"),
+        ("0.png zero\n", r"label 'zero' of 0.png; expected an integer below a million \(in .*train.txt:1\)"),
         ("0.png 1_0\n", "label '1_0'"),
         ("0.png 0\n\n1.png -1\n", r"label -1 of 1.png; expected 0 to .*train.txt:3"),
         ("0.png 0\ngone.png 1\n", r"no image .*gone.png \(in .*train.txt:2\)"),

@@ -141,7 +141,7 @@ def repeat(mine):
         (drop, "missing", "dtd/test.txt:2: no image images/test/000001.png"),
         (relabel, "union", "svhn/train800.txt:2: images/train800/000001.png "),
         (mislabel, "labels", "svhn/test.txt:2: label 10 of images/test/000001.png; expected 0 to 9"),
-        (remove, "tasks", "kitti: no such task: 18 of 19 tasks are there"),
+        (remove, "tasks", "18 of 19 tasks of vtab-1k are there, without kitti"),
         (repeat, "duplicates", "sun397/test.txt:3: images/test/000002.png is the same picture as train800.txt:3"),
     ],
 )
@@ -167,6 +167,20 @@ def test_a_mended_folder_is_read_anew(mine, out):
     assert prepare("vtab-1k", str(mine), out, allowed=SMALL).state == "refused"
     path.write_text(good)
     assert prepare("vtab-1k", str(mine), out, allowed=SMALL).state == "prepared"
+
+
+def test_a_mended_zip_of_the_same_size_is_read_anew(mine, out, tmp_path):
+    archive = Path(pack(mine, tmp_path / "mine.zip"))
+    good = archive.stat().st_size
+    path = mine / "svhn" / "test.txt"
+    text = path.read_text()
+    path.write_text(text.replace("images/test/000001", "images/test/00000X"))
+    pack(mine, archive)
+    assert archive.stat().st_size == good
+    assert prepare("vtab-1k", str(archive), out, allowed=SMALL).state == "refused"
+    path.write_text(text)
+    pack(mine, archive)
+    assert prepare("vtab-1k", str(archive), out, allowed=SMALL).state == "prepared"
 
 
 def test_a_truncated_zip_is_named_and_leaves_nothing(bundle, tmp_path, out):
@@ -222,6 +236,10 @@ def test_a_second_call_finds_it_complete(bundle, out):
 def test_places_that_cannot_be(bundle, tmp_path):
     with pytest.raises(DataError, match="lie in each other"):
         prepare("vtab-1k", str(bundle), bundle / "inside")
+    (tmp_path / "link").symlink_to(bundle)
+    with pytest.raises(DataError, match="lie in each other"):
+        prepare("vtab-1k", str(bundle), tmp_path / "link" / "inside")
+    (tmp_path / "link").unlink()
     with pytest.raises(OutputError, match="is in use"):
         prepare("vtab-1k", str(bundle), bundle)
     with pytest.raises(DataError, match="no file or folder nowhere; expected a folder, a zip file"):

@@ -56,6 +56,11 @@ def test_a_saved_dataset_is_a_task(tmp_path, home):
     assert reds(load_task(DataConfig(source=f"hf:{tmp_path / 'pets'}")).train) == [*range(20, 26)]
 
 
+def test_names_of_classes_are_a_line_each(tmp_path):
+    dataset(0, 6, datasets.ClassLabel(names=["cat\nor so", " "])).save_to_disk(tmp_path / "odd")
+    assert load_task(DataConfig(source=f"hf:{tmp_path / 'odd'}")).classes == ("cat or so", "1")
+
+
 def test_a_single_split_of_whole_numbers_holds_out_validation_images(tmp_path):
     dataset(0, 10, datasets.Value("int64")).save_to_disk(tmp_path / "numbers")
     task = load_task(DataConfig(source=f"hf:{tmp_path / 'numbers'}", validation_fraction=0.2))

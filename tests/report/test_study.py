@@ -79,6 +79,14 @@ def test_a_cell_without_a_search(make_study, tmp_path):
     assert "on caltech" in plain(page)
 
 
+def test_without_any_search_there_are_no_columns_for_it(make_study, tmp_path):
+    results = make_study()
+    alone = tuple(dataclasses.replace(cell, points=(), chosen={}) for cell in results.cells)
+    told = section(study_report(dataclasses.replace(results, cells=alone), tmp_path), "progress")
+    assert not any(word in told for word in ("search", "none", "chosen", "as they are"))
+    assert "chosen" in section(study_report(results, tmp_path), "progress")
+
+
 @pytest.mark.parametrize("done", [0.0, 0.4, 0.7])
 def test_a_study_in_progress(make_study, tmp_path, done):
     page = study_report(make_study(done=done, backbones=2), tmp_path)

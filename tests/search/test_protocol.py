@@ -113,3 +113,42 @@ def test_what_means_nothing_is_refused(fields, message):
 def test_a_method_without_a_recipe_is_refused_with_what_there_is():
     with pytest.raises(ConfigError, match="no recipe for spt-deep"):
         PROTOCOLS["vpt"].points("spt-deep", VIT, 1.0)
+
+
+def test_a_single_name_in_yaml_is_not_its_letters():
+    """`vpt-*` has a star among its letters, which would be every method."""
+    values = {"methods": "vpt-*", "settings": {}, "grids": [{"train.optimizer": "adamw"}]}
+    protocol = Protocol.from_dict({"name": "mine", "source": "", "recipes": [values], "seeds": 3})
+    assert protocol.recipes[0].methods == ("vpt-*",)
+    assert protocol.points("vpt-deep", VIT, 1.0) == [{"train.optimizer": "adamw"}]
+    assert protocol.seeds == (3,)
+
+
+def test_the_last_change_counts_and_can_be_made_again():
+    rate = "train.learning_rate"
+    first, second = {"grid": {rate: (1.0, 2.0)}}, {"settings": {rate: 3.0}}
+    changed = PROTOCOLS["quick"].change(**first).change(**second)
+    assert changed.changed == second
+    assert PROTOCOLS["quick"].change(**changed.changed).points("linear", VIT, 1.0) == [{}]
+    back = changed.change(**first)
+    assert back.changed == first
+    assert rate not in back.settings
+    with pytest.raises(ConfigError, match="both fixed and searched"):
+        PROTOCOLS["quick"].change(settings={rate: 1.0}, grid={rate: (1.0,)})
+
+
+@pytest.mark.parametrize("name", ["train.seed", "data.train_on", "data.source", "train.test", "backbone.name"])
+def test_what_the_study_decides_is_no_setting(name):
+    with pytest.raises(ConfigError, match="it is decided by"):
+        PROTOCOLS["quick"].change(settings={name: 1})
+
+
+def test_batches_and_steps_are_those_of_the_spec():
+    def batch(protocol, method, backbone):
+        recipe = PROTOCOLS[protocol].recipe(method, backbone)
+        return recipe.settings["train.batch_size"]
+
+    assert batch("vpt", "partial-1", RESNET) == 2048
+    assert batch("vpt", "full", RESNET) == 384
+    assert [batch("e2vpt-fgvc", "e2vpt", name) for name in (VIT, SWIN, "vit_base.moco_v3")] == [128, 80, 64]
+    assert PROTOCOLS["vpt-or-ft"].recipe("full", VIT).settings["train.adam_epsilon"] == 1e-6

@@ -198,6 +198,17 @@ class TestBootstrap:
         assert found == paired_bootstrap(list(ours), list(theirs), seed=3)
         assert found != paired_bootstrap(list(ours), list(theirs), seed=4)
 
+    def test_many_pairs_have_the_intervals_of_each_alone(self):
+        draw = np.random.default_rng(2)
+        tasks = {"a": VTAB, "b": VTAB, "c": VTAB[:5], "d": VTAB[:1]}
+        values = {label: {task: float(draw.normal(0.5, 0.1)) for task in names} for label, names in tasks.items()}
+        for pair in compare(study(values)):
+            ours, theirs = ([values[row[1]][task] for task in pair.tasks] for row in (pair.first, pair.second))
+            alone = paired_bootstrap(ours, theirs)
+            assert (pair.difference is None) == (alone is None) == (len(pair.tasks) == 1)
+            if pair.difference is not None and alone is not None:
+                assert (pair.difference.low, pair.difference.high) == pytest.approx((alone.low, alone.high), rel=1e-12)
+
     def test_equal_differences_and_single_tasks(self):
         found = paired_bootstrap([0.5, 0.6], [0.4, 0.5])
         assert found is not None

@@ -12,8 +12,9 @@ from tests.search.conftest import Toy
 from promptvit.errors import ConfigError, DataError, OutputError
 from promptvit.search.jobs import Failure
 from promptvit.search.plan import Row, SearchConfig, StudyPlan
+from promptvit.search.record import Record, Trials
 from promptvit.search.results import Results
-from promptvit.search.study import Study
+from promptvit.search.study import Study, adoptable
 from promptvit.search.workers import make_pool
 
 PLANNED = 2 * (2 + 4) + 2 * 2 * 2
@@ -303,3 +304,193 @@ def test_a_pruned_row_reports_the_pruned_run(small_plan, tmp_path):
 
 def test_a_failure_is_a_message_not_an_exception():
     assert Failure(reason="x").reason == "x"
+
+
+def random_plan(small_plan, **more) -> StudyPlan:
+    """One cell, whose rates are drawn."""
+    return StudyPlan.from_dict(
+        {
+            **small_plan.to_dict(),
+            "rows": {"Linear": {"name": "linear"}},
+            "tasks": ["low"],
+            "search": {"sampler": "random", "trials": 4, "ranges": {"train.learning_rate": [1e-3, 1e-1]}},
+            **more,
+        }
+    )
+
+
+def test_a_trial_that_others_have_lost_is_run_again(small_plan, tmp_path, monkeypatch):
+    """Another process is at work on a trial of a cell that we have begun, and dies."""
+    monkeypatch.setattr("promptvit.search.study.POLL_SECONDS", 0.01)
+    with Study(small_plan, tmp_path / "study", work=toy(tmp_path / "log")) as study:
+        cell = study.cells[0]
+        cell._fill()
+        theirs = cell.search.claim(cell.keyed)
+        monkeypatch.setattr(Trials, "refresh", lambda self: self.release(theirs) if self is cell.search else None)
+        results = study.run()
+    assert {point.state for point in results.cells[0].points} == {"complete"}
+    assert all(len(each.finals) == 2 for each in results.cells)
+    assert set(executed(tmp_path / "log").values()) == {1}
+
+
+def test_a_trial_has_a_heartbeat_before_it_is_running(tmp_path, monkeypatch):
+    """Optuna never finds one without to be lost."""
+    with Record(f"sqlite:///{tmp_path / 'study.db'}") as record:
+        trials = record.trials("mine")
+        trials.add({"a": {"train.epochs": 1}})
+        states = []
+        monkeypatch.setattr(record, "keep_alive", lambda trial_id: states.append(trials.all()[0].state))
+        assert trials.claim({"a"}) is not None
+    assert states == ["WAITING"]
+
+
+def test_a_drawn_trial_that_was_stopped_goes_on_with_its_settings(small_plan, tmp_path):
+    plan = random_plan(small_plan)
+    whole = run(plan, tmp_path / "whole", work=toy(tmp_path / "log"))
+
+    def stop(state):
+        if state.done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, tmp_path / "study", work=toy(tmp_path / "log2"), follow=stop)
+    assert figures(run(plan, tmp_path / "study", work=toy(tmp_path / "log2"))) == figures(whole)
+    counts = executed(tmp_path / "log2")
+    assert len(counts) == 4 + 2
+    assert sum(counts.values()) <= 4 + 2 + 1
+
+
+def test_a_drawn_point_is_run_once(small_plan, tmp_path):
+    plan = random_plan(small_plan, search={"sampler": "random", "trials": 12})
+    results = run(plan, tmp_path / "study", work=toy(tmp_path / "log"))
+    assert len(results.cells[0].points) == 12
+    assert sum(executed(tmp_path / "log").values()) == 2 + 2
+
+
+def test_more_trials_and_other_rows_later_are_no_mixture(small_plan, tmp_path):
+    """Settings of another row of that name, or of another range, are not taken for the row's own."""
+    run(random_plan(small_plan), tmp_path / "study", work=toy(tmp_path / "log"))
+    for search in ({"trials": 6, "ranges": {"train.learning_rate": [1e-3, 1e-1]}}, {"trials": 4}):
+        plan = random_plan(
+            small_plan,
+            rows={"Linear": {"name": "vpt-deep", "length": 2}},
+            search={"sampler": "random", **search},
+        )
+        results = run(plan, tmp_path / "study", work=toy(tmp_path / "log"))
+        assert figures(results) == figures(run(plan, tmp_path / f"{len(search)}", work=toy(tmp_path / "log2")))
+
+
+def test_a_range_of_integers_gives_integers_and_what_goes_with_a_fixed_length_stays(small_plan, tmp_path):
+    grids = [
+        {"method.length": [1, 5], "train.batch_size": [128], "train.learning_rate": [0.1]},
+        {"method.length": [100], "train.batch_size": [64], "train.learning_rate": [0.1]},
+    ]
+    protocol = {**small_plan.to_dict()["protocol"], "recipes": [{"grids": grids}]}
+    fixed = random_plan(
+        small_plan,
+        rows={"VPT": {"name": "vpt-deep", "length": 5}},
+        protocol=protocol,
+        search={"sampler": "random", "trials": 6},
+    )
+    results = run(fixed, tmp_path / "fixed", work=toy(tmp_path / "log"))
+    assert {point.settings["train.batch_size"] for point in results.cells[0].points} == {128}
+    drawn = random_plan(
+        small_plan,
+        rows={"VPT": {"name": "vpt-deep"}, "Linear": {"name": "linear"}},
+        search={"sampler": "random", "trials": 6, "ranges": {"method.length": [1, 30]}},
+    )
+    vpt, linear = run(drawn, tmp_path / "drawn", work=toy(tmp_path / "log")).cells
+    assert all(isinstance(point.settings["method.length"], int) for point in vpt.points)
+    assert all("method.length" not in point.settings for point in linear.points)
+
+
+def test_a_run_goes_on_where_the_data_lie_now_and_on_another_device(small_plan, tmp_path, two_tasks):
+    """The record of a killed process may lack what its run folder has."""
+    import shutil
+
+    one = StudyPlan.from_dict({**small_plan.to_dict(), "tasks": ["low"], "rows": {"Linear": {"name": "linear"}}})
+    expected = figures(run(one, tmp_path / "study"))
+    for file in (tmp_path / "study").glob("study.db*"):
+        file.unlink()
+    shutil.copytree(two_tasks, tmp_path / "moved")
+    moved = StudyPlan.from_dict({**one.to_dict(), "data": [str(tmp_path / "moved")], "device": "auto"})
+    assert figures(run(moved, tmp_path / "study")) == expected
+
+
+def test_a_full_disk_stops_the_study_and_no_trial_is_given_up(small_plan, tmp_path):
+    class Full(Toy):
+        def steps(self, stock):
+            raise OutputError.at(tmp_path, OSError(28, "No space left on device")) from OSError(28)
+            yield
+
+    with pytest.raises(OutputError):
+        run(small_plan, tmp_path / "study", work=lambda job: Full(real=job, log=""))
+    results = run(small_plan, tmp_path / "study", work=toy(tmp_path / "log"))
+    assert {point.state for cell in results.cells for point in cell.points} == {"complete"}
+
+
+def test_a_pruned_run_is_not_taken_for_the_run_that_it_comes_from(small_plan, tmp_path):
+    one = StudyPlan.from_dict({**small_plan.to_dict(), "tasks": ["low"], "rows": {"Linear": {"name": "linear"}}})
+    results = run(one, tmp_path / "study")
+    folder = tmp_path / "study" / results.cells[0].finals[0].folder
+    assert len(adoptable([folder])) == 1
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "pruning": {}}))
+    assert adoptable([folder]) == {}
+
+
+def test_a_study_that_cannot_begin_leaves_nothing_behind(small_plan, tmp_path):
+    with pytest.raises(ConfigError, match="unknown task"):
+        Study(StudyPlan.from_dict({**small_plan.to_dict(), "tasks": ["typo"]}), tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+def test_workers_have_ended_before_their_trials_are_given_up(small_plan, tmp_path, monkeypatch):
+    from promptvit.search.workers import InOrder
+
+    order = []
+    monkeypatch.setattr(InOrder, "close", lambda self: order.append("close"))
+    monkeypatch.setattr(Trials, "release", lambda self, trial: order.append("release"))
+
+    def stop(state):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(small_plan, tmp_path / "study", work=toy(tmp_path / "log"), follow=stop)
+    assert order == ["close", "release"]
+
+
+def test_a_stopped_run_leaves_no_weights(small_plan, tmp_path):
+    plan = random_plan(small_plan, search={"pruner": "asha"}, change={"settings": {"train.epochs": 2}})
+    with Study(plan, tmp_path / "study") as study:
+        monkeyed = Trials.should_stop
+        try:
+            Trials.should_stop = lambda self, trial, epoch, score: True
+            results = study.run()
+        finally:
+            Trials.should_stop = monkeyed
+    assert {point.state for point in results.cells[0].points} == {"pruned"}
+    assert not list((tmp_path / "study" / "runs").rglob("state"))
+
+
+def test_cells_that_nobody_has_begun_cost_nothing(small_plan, tmp_path, monkeypatch):
+    with Study(small_plan, tmp_path / "study") as study:
+        monkeypatch.setattr("promptvit.search.plan.CellPlan.config", None)
+        assert study.state(1).total == PLANNED
+        assert [cell.points for cell in study.results().cells] == [()] * 4
+
+
+def test_a_backbone_that_is_read_otherwise_has_that_in_its_name(small_plan, tmp_path):
+    backbones = [{"name": "vit_pico"}, {"name": "vit_pico", "pool": "avg"}]
+    plan = StudyPlan.from_dict({**small_plan.to_dict(), "backbones": backbones})
+    results = run(plan, tmp_path / "study", work=toy(tmp_path / "log"))
+    assert {cell.backbone for cell in results.cells} == {"vit_pico", "vit_pico:avg"}
+    assert len(executed(tmp_path / "log")) == 2 * PLANNED
+
+
+def test_one_and_one_point_nought_are_one_run(small_plan):
+    from promptvit.search.plan import run_key
+
+    cell = small_plan.cells()[0]
+    keys = {run_key(cell.config({"train.learning_rate": rate}, seed=0, final=False)) for rate in (1, 1.0)}
+    assert len(keys) == 1

@@ -1,6 +1,7 @@
 """Pages, LaTeX, CSV and JSON of a study: what stands in them, and that nothing is left out in silence."""
 
 import csv
+import dataclasses
 import io
 import json
 import random
@@ -101,8 +102,9 @@ def lines(text, start):
 class TestMarkdown:
     def test_cells_have_mean_deviation_and_seeds(self):
         page = markdown_page(small())
-        assert "| linear | 60.0 ± 10.0 (3) | 55.0 ± 0.0 (3) | 57.50 |" in page
-        assert "| full_50% | 30.0 ± 7.1 (2) | not run | 1 of 2 missing |" in page
+        assert "| linear | 60.0 ± 10.0 | 55.0 ± 0.0 | 57.50 |" in page
+        assert "| full_50% | 30.0 ± 7.1 (2 of 3) | not run | 1 of 2 missing |" in page
+        assert "Test accuracy in %, vit_pico, tasks and means: mean ± standard deviation over 3 seeds" in page
         assert "| method | sprites | cifar10 | mean of 2 tasks |" in page
 
     def test_what_was_not_run_or_failed(self):
@@ -110,14 +112,44 @@ class TestMarkdown:
         assert "- full_50%: sprites 2 of 3 seeds, cifar10 not run" in page
         assert "- failed: full_50% on sprites, loss is NaN" in page
         whole = study([cell("sprites", "linear", [0.5, 0.6, 0.7])])
-        assert "Nothing: all seeds of all cells stand here." in markdown_page(whole)
+        assert "Not run" not in markdown_page(whole)
+        assert "3 of 3 are done." in markdown_page(whole)
 
-    def test_settings_points_and_intervals(self):
+    def test_settings_and_points(self):
         page = markdown_page(small())
-        assert "| sprites | linear | learning_rate 0.333 | 2 of 2 | 60.0 ± 10.0 (3) | 35.2 to 84.8 |" in page
-        assert "| sprites | full_50% | learning_rate 0.333 | 1 of 2 (1 failed) | 30.0 ± 7.1 (2) |" in page
-        assert "| cifar10 | full_50% | not chosen yet | 2 of 2 | not run |  |" in page
+        assert "| sprites | linear | learning_rate 0.333 | 2 of 2 |" in page
+        assert "| sprites | full_50% | learning_rate 0.333 | 1 of 2 (1 failed) |" in page
+        assert "| cifar10 | full_50% | not chosen yet | 2 of 2 |" in page
         assert "- full_50%: full, drop_path 0.1" in page
+        assert "- linear: linear" not in page
+        nested = study([cell("sprites", "row", [0.5], name="e2vpt", prompts={"name": "vpt", "length": 10})])
+        assert "- row: e2vpt, prompts (vpt, length 10)" in markdown_page(nested)
+
+    def test_intervals_stay_within_what_can_be(self):
+        page = markdown_page(small())
+        assert "| linear | 35.2 to 84.8 | 55.0 to 55.0 |" in page
+        assert "| full_50% | 0.0 to 93.5 |  |" in page
+        assert "Intervals" not in markdown_page(study([cell("sprites", "linear", [0.5])]))
+        assert lines(markdown_page(vtab(spread=0.01)), "Test accuracy in %, fgvc: Student's 95 % interval")
+
+    def test_nothing_is_said_of_a_search_that_was_none(self):
+        alone = [dataclasses.replace(each, points=()) for each in small().cells]
+        page = markdown_page(study(alone))
+        assert not any(word in page for word in ("points |", "no choice", "Chosen", "best on validation", "Published"))
+
+    def test_a_group_of_one_task_is_no_column_beside_it(self):
+        groups = {"cifar": "natural", "dtd": "natural", "kitti": "structured"}
+        cells = [cell(task, "linear", [0.5], planned=1) for task in groups]
+        assert "| method | cifar | dtd | kitti | natural (2) | mean of 2 groups | mean of 3 tasks |" in markdown_page(
+            study(cells)
+        )
+        assert "| method | cifar | kitti | mean of 2 tasks |" in markdown_page(study([cells[0], cells[2]]))
+
+    def test_no_difference_has_no_sign(self):
+        cells = [cell("sprites", "a", [0.5], planned=1), cell("sprites", "b", [0.50001], planned=1)]
+        cells += [cell("cifar10", "a", [0.6], planned=1), cell("cifar10", "b", [0.60001], planned=1)]
+        assert "| +0.00 (+0.00 to +0.00) |" in markdown_page(study(cells))
+        assert "tasks and means: one seed" in markdown_page(study(cells))
 
     def test_costs(self):
         assert "| linear | 1,000 to 1,002 | 0.12 | 4 | 11 | 2 | 0.02 |" in markdown_page(small())
@@ -127,7 +159,7 @@ class TestMarkdown:
         assert "- command: promptvit bench mini --methods linear,full" in page
         assert "- commit: abc, def" in page
         assert "- processor: A & B" in page
-        assert "Protocol quick: ours:" in page
+        assert "Protocol quick (ours: the default recipe" in page
 
     def test_flags_stand_in_every_table(self):
         page = markdown_page(small(flags=("compat_peek",)))
@@ -135,14 +167,14 @@ class TestMarkdown:
             before for before, after in zip(page.splitlines(), page.splitlines()[2:], strict=False) if after[:1] == "|"
         ]
         captions = [line for line in captions if line and line[0] not in "|-"]
-        assert len(captions) == 4
+        assert len(captions) == 5
         assert all("compat_peek" in caption for caption in captions)
         assert latex_tables(small(flags=("compat_peek",))).count(r"(compat\_peek: ") == 3
 
     def test_changes_of_the_protocol(self):
         protocol = PROTOCOLS["quick"].change(settings={"train.epochs": 10}, seeds=(0, 1))
         page = markdown_page(Results(name="s", protocol=protocol.to_dict(), cells=small().cells))
-        assert "Changed from the protocol of this name: train.epochs 10, seeds 0 or 1." in page
+        assert "Changed from it: train.epochs 10; seeds 0, 1." in page
 
     def test_it_is_deterministic(self):
         assert markdown_page(vtab(spread=0.01)) == markdown_page(vtab(spread=0.01))
@@ -174,7 +206,7 @@ class TestPublished:
             [cell("cifar", method, [0.5], backbone="vit_pico", name=method) for method in ("linear", "full")]
         )
         assert "- linear, full: on other backbones alone" in markdown_page(elsewhere)
-        assert "- linear, full_50%: none for these tasks" in markdown_page(small())
+        assert "Published" not in markdown_page(small())
 
     def test_printed_means_only_of_whole_groups(self):
         deep = TABLE_1["VPT-deep"]
@@ -198,6 +230,8 @@ class TestComparisons:
         cells = [cell(task, m, [0.1 * i]) for task in ("cifar", "svhn", "dtd") for i, m in enumerate(methods)]
         page = markdown_page(study(cells))
         assert "Of 21 pairs those with the best row, m6, are shown." in page
+        easy = cell("cifar", "easy", [0.99])
+        assert "the best row, m6, are shown." in markdown_page(study([*cells, easy]))
         assert len(lines(page, "| m")) >= 6
         assert not lines(page, "| m0 | m1 |")
         assert len(everything(study(cells))["comparisons"]) == 21

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from promptvit.search.plan import StudyPlan
 
 METHODS = "linear,vpt-shallow,vpt-deep,full"
+IN_FILE = ("methods", "backbone", "protocol", "sampler", "trials", "range", "pruner")
+"""Options that a study file has in their place."""
 
 
 def run(arguments: list[str]) -> None:
@@ -51,6 +53,9 @@ def run(arguments: list[str]) -> None:
     add_study_options(parser, "quick")
     values = parse(parser, arguments)
 
+    typed = [f"--{name}" for name in IN_FILE if values[name] != parser.get_default(name)]
+    if values["config"] and typed:
+        raise ConfigError(f"--config with {', '.join(typed)}", expected="one of the two: the study file says it")
     plans = [from_file(Path(name), values) for name in values["config"]] or [typed_plan(values)]
     if values["dry"]:
         from promptvit.search.dry import dry_run
@@ -87,6 +92,9 @@ def from_file(path: Path, values: dict) -> StudyPlan:
     plan, typed = StudyPlan.read(path), study_values(values)
     change = {name: typed["change"].get(name) for name in ("settings", "grid", "seeds", "epoch", "retrain")}
     content = {**plan.to_dict(), "change": change}
+    for row in content["rows"].values():  # what is typed is for every run
+        own, given = row.pop("settings", {}), {**(change["settings"] or {}), **(change["grid"] or {})}
+        row["settings"] = {name: value for name, value in own.items() if name not in given}
     if values["tasks"]:
         content["tasks"] = values["tasks"].split(",")
     if values["data"]:
@@ -125,7 +133,9 @@ def work(plan: StudyPlan, folder: Path, values: dict, command: str) -> None:
     ):
         try:
             results = study.take_over() if values["table"] else study.run(values["workers"])
-        finally:
-            written = write_pages(folder, study.results(), values["page"])
+        except BaseException:
+            write_pages(folder, study.results())  # of what is done; --page is for a study that is
+            raise
+        written = write_pages(folder, results, values["page"])
     print(json.dumps(results.to_dict(), ensure_ascii=False) if values["json"] else markdown_page(results))
     note(f"written: {', '.join(str(path) for path in written)}")

@@ -67,5 +67,5 @@ def _split(split: SplitFigures) -> str:
     share = f"{100 * split.majority:.1f} %"
     classes = f"largest class {most}: {count:,} ({share}), smallest {least}: {few:,}"
     balance = f"all classes alike ({share})" if count == few else classes
-    empty = f", {split.empty} classes without images" if split.empty else ""
+    empty = f", {split.empty} class{'' if split.empty == 1 else 'es'} without images" if split.empty else ""
     return f"{split.images:>7,} images; {balance}{empty}"

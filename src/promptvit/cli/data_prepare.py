@@ -102,7 +102,8 @@ def summary(done: Prepared) -> str:
     if done.state != "refused":
         tasks = done.manifest["tasks"]
         images = sum(task["images"]["count"] for task in tasks.values())
-        lines.append(f"{done.folder}: {done.state}; {len(tasks)} tasks, {images:,} images, each checked")
+        count = f"{len(tasks)} task{'' if len(tasks) == 1 else 's'}"
+        lines.append(f"{done.folder}: {done.state}; {count}, {images:,} images, each checked")
     return "\n".join(lines)
 
 

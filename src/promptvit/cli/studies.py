@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +53,10 @@ def add_study_options(parser: jsonargparse.ArgumentParser, protocol: str) -> Non
 
 
 def study_values(values: dict[str, Any]) -> dict[str, Any]:
-    """What `StudyPlan.from_dict` takes of these options."""
+    """What `StudyPlan.from_dict` takes of these options; raises ConfigError for what none of them can be."""
+    from promptvit.search.workers import check_workers
+
+    check_workers(values["workers"])
     change: dict[str, Any] = {
         "settings": {name: scalar(text) for name, text in pairs("--set", values["set"])},
         "grid": {name: [scalar(each) for each in text.split(",")] for name, text in pairs("--grid", values["grid"])},
@@ -82,14 +87,22 @@ def pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
+WORDS = {"true": True, "false": False, "null": None}
+
+
 def scalar(text: str) -> Scalar:
-    """A number, true, false, null or a word."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False, "null": None}.get(text, text)
+    """A number, true, false, null or a word; raises ConfigError for `inf` and `nan`."""
+    if text in WORDS:
+        return WORDS[text]
+    with suppress(ValueError):
+        return int(text)
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    if not math.isfinite(value):
+        raise ConfigError(f"the value {text}", expected="a finite number, true, false, null or a word")
+    return value
 
 
 def numbers(option: str, text: str | None) -> list[int]:
@@ -131,7 +144,7 @@ class StudyBar:
             self.bar = tqdm(desc="trials", total=state.total, initial=state.done, bar_format=layout, file=sys.stderr)
         self.bar.total, self.bar.n = state.total, state.done
         left = "" if state.seconds_left is None else f"about {clock(state.seconds_left)} left; "
-        self.bar.set_postfix_str(f"{left}{', '.join(state.running)}"[:100], refresh=True)
+        self.bar.set_postfix_str(f"{left}{', '.join(state.running) or 'waiting for workers'}"[:100], refresh=True)
 
 
 def clock(seconds: float) -> str:

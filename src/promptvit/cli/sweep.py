@@ -52,8 +52,10 @@ def run(arguments: list[str]) -> None:
     ):
         try:
             results = study.run(values["workers"])
-        finally:
-            written = write_pages(folder, study.results())
+        except BaseException:
+            write_pages(folder, study.results())
+            raise
+        written = write_pages(folder, results)
     print(
         json.dumps(results.to_dict(), ensure_ascii=False)
         if values["json"]

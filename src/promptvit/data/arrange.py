@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from promptvit.data.catalog import Benchmark, TaskInfo, find_task
@@ -88,13 +89,20 @@ def _bring(source: Path, target: Path, *, copy: bool) -> None:
         if not copy:
             _link(source, target)
         elif source.is_dir():
-            for path in sorted(source.rglob("*")):
-                if path.is_file():
-                    _copy(path, target / path.relative_to(source))
+            for path in _files_below(source):
+                _copy(path, target / path.relative_to(source))
         else:
             _copy(source, target)
     except OSError as error:
         raise OutputError.at(target, error) from error
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files, also behind links to other folders, but not behind those to a folder that they are in."""
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = Path(place).resolve()
+        folders[:] = sorted(name for name in folders if not here.is_relative_to(Path(place, name).resolve()))
+        yield from (path for name in sorted(files) if (path := Path(place, name)).is_file())
 
 
 def _link(source: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from promptvit.data.catalog import BENCHMARKS, Benchmark, TaskInfo
 from promptvit.data.collection import TaskFolder, open_collection, task_folders
 from promptvit.data.lists import CLASSES, Row
+from promptvit.data.load import BUILT_IN
 from promptvit.data.scan import Scan, scan_task
 from promptvit.data.sources import is_foreign, local_folder
 
@@ -73,6 +74,8 @@ def check(source: str, progress: Callable[[str, int, int], None]) -> tuple[Findi
     `progress` is called with what is checked, the number of images done and of all. What was allowed when the
     collection was prepared is a note. Raises DataError if there is nothing to check.
     """
+    if source in BUILT_IN:
+        return ()
     if is_foreign(source):
         source = str(local_folder(source))
     root = Path(source).expanduser()
@@ -92,11 +95,11 @@ def check_tasks(benchmark: Benchmark, tasks: Sequence[TaskFolder]) -> tuple[Find
     """Tasks of the benchmark that are not there, and others that are."""
     names = [info.name for info in BENCHMARKS[benchmark]]
     present = {task.name for task in tasks}
-    there = f"{len(present.intersection(names))} of {len(names)} tasks are there"
-    missing = [Finding(kind="tasks", task=name, text=f"no such task: {there}") for name in names if name not in present]
+    missing = [name for name in names if name not in present]
+    there = f"{len(names) - len(missing)} of {len(names)} tasks of {benchmark} are there, without {', '.join(missing)}"
     others = sorted(present.difference(names))
     return (
-        *missing,
+        *([Finding(kind="tasks", text=there)] if missing else []),
         *(Finding(severity="note", kind="tasks", task=name, text=f"not a task of {benchmark}") for name in others),
     )
 

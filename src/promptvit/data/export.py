@@ -41,7 +41,8 @@ def export_task(
                 raise DataError(f"no {split} images", where=folder.name)
             (staging / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
         if classes:
-            (staging / CLASSES).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+            lines = [" ".join(name.split()) or str(label) for label, name in enumerate(classes)]  # a line each
+            (staging / CLASSES).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         if about:
             (staging / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
         if not folder.exists():

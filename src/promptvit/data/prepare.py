@@ -67,7 +67,7 @@ def prepare(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise OutputError(f"{out} is in use", expected="a new or empty folder", fix="Choose another --out")
     staging = out.with_name(f".{out.name}{PARTIAL}")
-    _begin(staging, begun)
+    _begin(staging, {**begun, "modified": _modified(source)})
     root = _fetch(benchmark, source, staging, progress)
     try:
         _refuse_nested(root, out, staging)
@@ -112,6 +112,12 @@ def _identity(benchmark: Benchmark, source: str) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"no file or folder {source}", expected="a folder, a zip file, the address of one, or hub")
     return {"kind": "zip", "name": path.name, "bytes": path.stat().st_size}
+
+
+def _modified(source: str) -> int:
+    """What tells a zip that was mended from the one of the same size that was refused."""
+    path = Path(source).expanduser()
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def _is_address(source: str) -> bool:
@@ -207,6 +213,7 @@ def _arrange_all(root: Path, staging: Path, benchmark: Benchmark, copy: bool, sp
 
 
 def _refuse_nested(root: Path, out: Path, staging: Path) -> None:
+    root, out, staging = (path.resolve() for path in (root, out, staging))
     if staging not in root.parents and (root == out or root in out.parents or out in root.parents):
         raise DataError(f"{out} and {root} lie in each other", expected="two folders", fix="Choose another --out")
 

@@ -98,8 +98,8 @@ def look(path: Path) -> Picture:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return Picture(missing=True)
-    except OSError as error:
-        return Picture(fault=(error.strerror or str(error)).lower())
+    except (OSError, ValueError) as error:  # a name with a null byte is none
+        return Picture(fault=(getattr(error, "strerror", None) or str(error)).lower())
     try:
         rgb = decode(BytesIO(content))
     except BrokenImageError as error:

@@ -161,7 +161,8 @@ def _from_shard(path: Path) -> Iterator[Example]:
                 key = name[1]
                 files[name[2].lower()] = content.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path} is no whole tar file: {error}", fix="Download it again") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is no whole tar file: {reason}", fix="Download it again") from None
     if files:
         yield _example(path, key, files)
 

@@ -20,7 +20,7 @@ def percent(share: Number | None, digits: int = 1) -> str:
 
 def points(share: Number | None, digits: int = 2) -> str:
     """A share in [0, 1] in percent, without the sign, as tables have it."""
-    return MISSING if share is None else f"{100 * share:.{digits}f}"
+    return MISSING if share is None else f"{100 * share:z.{digits}f}"
 
 
 def short(count: Number) -> str:

@@ -90,15 +90,14 @@ def _line(cell: Result, setting: str, done: Sequence[Point], title: str) -> Mark
 
 def _map(cell: Result, varied: Sequence[tuple[str, list[Any]]], done: Sequence[Point], title: str) -> Markup:
     (across, columns), (down, rows) = varied[0], varied[1] if len(varied) > 1 else ("", [None])
-    tiles: dict[tuple[int, int], Tile] = {}
     low, high = _worst(done), _best(done)
-    for place, value in enumerate(rows):
-        for column, other in enumerate(columns):
-            wanted = {across: other, down: value} if down else {across: other}
-            here = [point for point in cell.points if _has(point.settings, wanted)]
-            if here:
-                is_chosen = cell.chosen is not None and _has(cell.chosen, wanted)
-                tiles[place, column] = _tile(here, low, high, is_chosen)
+    at = {(_key(value), _key(other)): (i, k) for i, value in enumerate(rows) for k, other in enumerate(columns)}
+    here: dict[tuple[int, int], list[Point]] = {}
+    for point in cell.points:
+        if across in point.settings and (not down or down in point.settings):
+            here.setdefault(at[_place(point.settings, down, across)], []).append(point)
+    chosen = None if cell.chosen is None else at.get(_place(cell.chosen, down, across))
+    tiles = {place: _tile(found, low, high, place == chosen) for place, found in here.items()}
     names = [plain(value) for value in rows] if down else [""]
     said = f"Validation accuracy from {percent(low)} to {percent(high)}. {setting_texts(cell.chosen or {})} is chosen."
     return heat_map(
@@ -142,8 +141,8 @@ def _setting_cell(value: Any, style: str) -> Cell:
     return number(plain(value), known, style)
 
 
-def _has(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    return all(setting in settings and _key(settings[setting]) == _key(value) for setting, value in wanted.items())
+def _place(settings: Mapping[str, Any], down: str, across: str) -> tuple[str, str]:
+    return _key(settings.get(down)), _key(settings.get(across))
 
 
 def _key(value: Any) -> str:

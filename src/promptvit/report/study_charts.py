@@ -85,7 +85,7 @@ def differences(results: Results, name: Mapping[Row, str]) -> Child:
 
 
 def _difference_tile(each: Comparison, sign: int, said: str) -> Tile:
-    text = MISSING if each.difference is None else f"{100 * sign * each.difference.mean:+.1f}"
+    text = MISSING if each.difference is None else f"{100 * sign * each.difference.mean:+z.1f}"
     p = each.holm
     strength = None if p is None else next(strong for level, strong in LEVELS if p < level or level == 1.0)
     hint = (

@@ -82,6 +82,7 @@ def progress(results: Results, name: Mapping[Row, str]) -> Child:
     """A line for each cell, and why points failed."""
     rows: list[list[Entry]] = []
     failures = []
+    searched = any(cell.points for cell in results.cells)
     for cell in results.cells:
         tried = sum(point.state in DONE for point in cell.points)
         found = statistics.accuracies(cell)
@@ -92,16 +93,17 @@ def progress(results: Results, name: Mapping[Row, str]) -> Child:
             [
                 cell.task,
                 row,
-                number(f"{tried} of {len(cell.points)}" if cell.points else "none planned", tried),
+                *([number(f"{tried} of {len(cell.points)}" if cell.points else "none", tried)] if searched else []),
                 number(f"{len(cell.finals)} of {cell.planned_finals}", len(cell.finals)),
                 number(points(fmean(found)) if found else MISSING, fmean(found) if found else None),
                 number(said, None if interval is None else interval.low),
-                _long(_chosen(cell)),
+                *([_long(_chosen(cell))] if searched else []),
             ]
         )
         failed = [point for point in cell.points if point.state == "failed"]
         failures += [[cell.task, row, _long(setting_texts(point.settings)), _long(point.reason)] for point in failed]
-    head = ["task", "row", "search", "final runs", "test, %", "95 % interval over seeds", "chosen"]
+    head = ["task", "row", *(["search"] if searched else []), "final runs", "test, %", "95 % interval over seeds"]
+    head += ["chosen"] if searched else []
     listed = table("Cells; intervals are Student's", head, rows)
     if len(rows) > LISTED:
         listed = fold(f"All {len(rows)} cells", listed)

@@ -16,7 +16,7 @@ RESULTS = "results.json"
 def write_report(folder: Path, *, images: str | None = None, runs: bool = False) -> list[Path]:
     """Writes the report of the run or study in `folder`; returns the paths of what is written, that of `folder` first.
 
-    - `images`: where a run's images are now. `runs`: also of each final run of a study.
+    - `images`: where a run's images are now. `runs`: also of each final run of a study, but for those taken over.
 
     Raises ConfigError for a folder of neither, and for options that it has no use for; DataError for damaged files.
     """
@@ -28,6 +28,8 @@ def write_report(folder: Path, *, images: str | None = None, runs: bool = False)
     if images is not None and not runs:
         raise ConfigError("--images of a study without --runs: it shows no images", where="report")
     results = Results.from_dict(read_json(folder / RESULTS))
-    finals = [folder / final.folder for cell in results.cells for final in cell.finals] if runs else []
+    # A run that was taken over from elsewhere has an absolute path, and its folder is not ours to write into.
+    own = [final.folder for cell in results.cells for final in cell.finals if not Path(final.folder).is_absolute()]
+    finals = [folder / each for each in own] if runs else []
     written = [write_run_report(each, images) for each in finals if (each / "summary.json").is_file()]
     return [write_study_report(folder, results), *written]

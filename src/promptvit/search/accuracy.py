@@ -25,8 +25,18 @@ def accuracy(results: Results) -> Iterator[Block]:
         found = {row: beside(results, row) for row in results.rows if row[0] == backbone}
         yield Heading(text=backbone)
         for text, tasks, with_means in layout(results):
-            yield accuracy_table(results, caption(results, f"{backbone}: {text}"), found, tasks, with_means)
-        yield Text(text="Published figures:", items=tuple(published_lines(results, found)))
+            said = f"Test accuracy in %, {backbone}, {text}{over_seeds(results) if tasks else ''}"
+            yield accuracy_table(results, caption(results, said), found, tasks, with_means)
+        if published := tuple(published_lines(results, found)):
+            yield Text(text="Published figures:", items=published)
+
+
+def over_seeds(results: Results) -> str:
+    """What a figure of a task is."""
+    planned = {cell.planned_finals for cell in results.cells}
+    if planned == {1}:
+        return ": one seed"
+    return f": mean ± standard deviation over {f'{planned.pop()} ' if len(planned) == 1 else ''}seeds"
 
 
 def layout(results: Results) -> Iterator[tuple[str, tuple[str, ...], bool]]:
@@ -45,28 +55,35 @@ def accuracy_table(
 ) -> Table:
     """Our rows, and under each the published ones that are like for like and have a figure for a column."""
     rows = []
+    least = 2 if tasks else 1  # the mean of a lone task stands there already
     for row, matches in found.items():
         cells = {cell.task: cell for cell in results.cells if (cell.backbone, cell.method) == row}
         ours = means_in_percent(results, row)
-        rows.append((row[1], *(figure(cells.get(task)) for task in tasks), *(mean_cells(ours) if with_means else ())))
+        rows.append(
+            (row[1], *(figure(cells.get(task)) for task in tasks), *(mean_cells(ours, least) if with_means else ()))
+        )
         for published in (match.row for match in matches if not match.reasons):
             theirs = [number(published.values.get(task)) for task in tasks]
             theirs += [
-                text.removeprefix(NOTHING) for text in mean_cells(published_means(published, results)) if with_means
+                text.removeprefix(NOTHING)
+                for text in mean_cells(published_means(published, results), least)
+                if with_means
             ]
             if any(theirs):
                 rows.append((f"published: {named(published)}", *theirs))
-    columns = mean_columns(means_in_percent(results, next(iter(found)))) if with_means else ()
+    columns = mean_columns(means_in_percent(results, next(iter(found))), least) if with_means else ()
     return Table(caption=text, header=("method", *tasks, *columns), rows=tuple(rows))
 
 
 def figure(cell: Cell | None) -> str:
-    """Mean, deviation and number of seeds of a cell."""
+    """Mean and deviation over the seeds of a cell, and their number where some are missing."""
     values = [100 * value for value in accuracies(cell)] if cell else []
     if not values:
         return NOTHING
+    assert cell is not None
     spread = f" ± {deviation(values):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread} ({len(values)})"
+    count = f" ({len(values)} of {cell.planned_finals})" if len(values) < cell.planned_finals else ""
+    return f"{np.mean(values):.1f}{spread}{count}"
 
 
 def number(value: float | None) -> str:
@@ -98,18 +115,20 @@ def published_means(row: Published, results: Results) -> Means:
     return dataclasses.replace(found, groups=groups, of_groups=of_groups)
 
 
-def mean_columns(found: Means) -> tuple[str, ...]:
-    """Headers; the mean of groups and that of tasks say of how many."""
-    groups = (f"{group} ({mean.count})" for group, mean in found.groups.items())
-    of_groups = (f"mean of {found.of_groups.count} groups",) if found.of_groups.count > 1 else ()
+def mean_columns(found: Means, least: int = 1) -> tuple[str, ...]:
+    """Headers; the mean of groups and that of tasks say of how many. Groups of fewer than `least` tasks are left out,
+    and so is the mean of groups where all are."""
+    groups = tuple(f"{group} ({mean.count})" for group, mean in found.groups.items() if mean.count >= least)
+    of_groups = (f"mean of {found.of_groups.count} groups",) if groups and found.of_groups.count > 1 else ()
     tasks = "task" if found.of_tasks.count == 1 else "tasks"
     return (*groups, *of_groups, f"mean of {found.of_tasks.count} {tasks}")
 
 
-def mean_cells(found: Means) -> tuple[str, ...]:
+def mean_cells(found: Means, least: int = 1) -> tuple[str, ...]:
     """The figures below `mean_columns`."""
-    of_groups = (found.of_groups,) if found.of_groups.count > 1 else ()
-    return tuple(mean_cell(mean) for mean in (*found.groups.values(), *of_groups, found.of_tasks))
+    groups = tuple(mean for mean in found.groups.values() if mean.count >= least)
+    of_groups = (found.of_groups,) if groups and found.of_groups.count > 1 else ()
+    return tuple(mean_cell(mean) for mean in (*groups, *of_groups, found.of_tasks))
 
 
 def mean_cell(mean: Mean) -> str:
@@ -134,7 +153,7 @@ def remarks(results: Results, matches: Sequence[Match]) -> list[str]:
     if like:
         return [f"{row.reference}: {row.note}" for row in like if row.note]
     if not matches:
-        return ["none for this method" if any(task in GROUP_OF for task in results.tasks) else "none for these tasks"]
+        return ["none for this method"] if any(task in GROUP_OF for task in results.tasks) else []
     closest = matches[0]
     if closest.is_elsewhere:
         return ["on other backbones alone"]

@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from promptvit.errors import PromptvitError
+import yaml
+
+from promptvit.errors import ConfigError, OutputError, PromptvitError
+from promptvit.files import write_text
 from promptvit.pruning.config import PruneConfig
 from promptvit.search.origin import origin
 from promptvit.search.protocol import Epoch
 from promptvit.train.config import RunConfig
+from promptvit.train.folder import RunFolder
 from promptvit.train.stock import Stock
 
 KEEP_SECONDS = 20.0
@@ -91,6 +95,7 @@ class TrainingJob(Job):
         from promptvit.train.loop import epochs
 
         folder = Path(self.root, self.folder)
+        self._take_up(RunFolder(folder))
         for row in epochs(
             self.config,
             folder,
@@ -110,9 +115,21 @@ class TrainingJob(Job):
             folder = pruned
         outcome = read_outcome(folder, self.epoch, Path(self.root))
         if not self.final:
-            for part in ("delta", "state"):
-                shutil.rmtree(Path(self.root, self.folder, part), ignore_errors=True)
+            drop_weights(folder)
         yield outcome
+
+    def _take_up(self, run: RunFolder) -> None:
+        """Go on although the data lie elsewhere now, or the device is another: the folder's name says what it is."""
+        try:
+            run.check(self.config.to_dict(), resume=True)
+        except ConfigError:
+            write_text(run.config, yaml.safe_dump(json.loads(json.dumps(self.config.to_dict())), sort_keys=False))
+
+
+def drop_weights(folder: Path) -> None:
+    """Leave of a run only what its search needs."""
+    for part in ("delta", "state"):
+        shutil.rmtree(folder / part, ignore_errors=True)
 
 
 def read_outcome(folder: Path, epoch: Epoch, root: Path | None = None) -> Outcome:
@@ -149,4 +166,6 @@ def run_job(job: Job, stock: Stock) -> Iterator[Message]:
     try:
         yield from job.steps(stock)
     except PromptvitError as error:
+        if isinstance(error, OutputError) and isinstance(error.__cause__, OSError):
+            raise  # the disk: no run would fare better
         yield Failure(reason=str(error))

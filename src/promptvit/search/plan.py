@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -25,7 +27,7 @@ from promptvit.methods import METHODS
 from promptvit.methods.base import Preset
 from promptvit.pruning.config import PruneConfig
 from promptvit.registry import unknown
-from promptvit.search.protocol import Protocol, Settings
+from promptvit.search.protocol import Grid, Protocol, Recipe, Scalar, Settings, combinations, listed, setting_problems
 from promptvit.search.protocols import PROTOCOLS
 from promptvit.train.config import Device, RunConfig, TrainConfig
 from promptvit.train.loop import make_method
@@ -64,8 +66,9 @@ class SearchConfig:
         problems += [
             f"range {name}={low}:{high}: expected two numbers above 0, the smaller first"
             for name, (low, high) in self.ranges.items()
-            if not 0 < low < high
+            if not 0 < low < high < math.inf
         ]
+        problems += setting_problems(self.ranges)
         ConfigError.collect(problems, "SearchConfig")
 
 
@@ -86,6 +89,7 @@ class Row:
     prune: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        ConfigError.collect(setting_problems(self.settings), f"row {self.label}")
         for task in ("", *self.tasks):
             self.build(task)
         if self.prune is not None:
@@ -95,6 +99,9 @@ class Row:
         """The method's name and fields on `task`; raises ConfigError if there is no such method."""
         fields = {**self.fields, **self.tasks.get(task, {})}
         make_method(RunConfig(method=fields))
+        kind = METHODS[fields["name"]].method
+        given = {name: value for name, value in fields.items() if name != "name"}
+        ConfigError.collect(_wrong_types("", kind, given), f"row {self.label}")
         return fields
 
 
@@ -131,6 +138,8 @@ class StudyPlan:
             problems.append("no rows: expected at least one method")
         if not self.data:
             problems.append("no data: expected a collection or a task")
+        for what, names in (("data", self.data), ("backbone", [_backbone_label(each) for each in self.backbones])):
+            problems += [f"{what} {name} twice" for name in dict.fromkeys(names) if list(names).count(name) > 1]
         ConfigError.collect(problems, f"study {self.name}")
 
     @classmethod
@@ -144,11 +153,12 @@ class StudyPlan:
             protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else Protocol.from_dict(protocol)
             change = values.get("change") or {}
             search = dict(values.get("search") or {})
-            search["ranges"] = {name: (low, high) for name, (low, high) in (search.get("ranges") or {}).items()}
+            ranges = (search.get("ranges") or {}).items()
+            search["ranges"] = {name: (float(low), float(high)) for name, (low, high) in ranges}
             return cls(
-                name=values["name"],
+                name=str(values["name"]),
                 data=_strings(values["data"]),
-                rows=tuple(_row(label, fields) for label, fields in values["rows"].items()),
+                rows=tuple(_row(str(label), fields) for label, fields in values["rows"].items()),
                 protocol=protocol.change(**_change(change)) if change else protocol,
                 tasks=None if values.get("tasks") is None else _strings(values["tasks"]),
                 backbones=tuple(BackboneSource.from_dict(each) for each in values.get("backbones") or [{}]),
@@ -197,13 +207,46 @@ class StudyPlan:
     def cells(self) -> list[CellPlan]:
         """Every row on every backbone and task, task by task, so that a worker's images stay the same for long.
 
-        Raises ConfigError for tasks that are not there and for methods without a recipe.
+        Raises ConfigError for tasks that are not there or have one name, for methods without a recipe, and for what a
+        run would be refused for.
         """
-        tasks = self._tasks([task for source in self.data for task in find_tasks(source)])
-        return [
-            CellPlan(study=self, task=task, backbone=backbone, row=row, protocol=self.protocol_of(task.group))
+        found = [task for source in self.data for task in find_tasks(source)]
+        names = [task.name for task in found]
+        if twice := [task for task in found if names.count(task.name) > 1]:
+            raise ConfigError(
+                f"{len(twice)} tasks called {twice[0].name}: {', '.join(task.source for task in twice)}",
+                expected="each name once: tasks are told apart by it",
+                where=f"study {self.name}",
+            )
+        self._check_rows(names)
+        tasks = self._tasks(found)
+        protocols = {task.group: self.protocol_of(task.group) for task in tasks}
+        cells = [
+            CellPlan(study=self, task=task, backbone=backbone, row=row, protocol=protocols[task.group])
             for task, backbone, row in itertools.product(tasks, self.backbones, self.rows)
         ]
+        for cell in {
+            (each.backbone, each.row.label, each.protocol.name, repr(each.fields)): each for each in cells
+        }.values():
+            cell.check()
+        self._check_reach(cells)
+        return cells
+
+    def _check_rows(self, tasks: Sequence[str]) -> None:
+        """Raise ConfigError for a row with fields for a task that is neither there nor in a benchmark."""
+        known = [*tasks, *(info.name for benchmark in BENCHMARKS.values() for info in benchmark)]
+        for name in dict.fromkeys(name for row in self.rows for name in row.tasks):
+            if name not in known:
+                raise unknown("task", name, known, f"Here: {', '.join(tasks)}")
+
+    def _check_reach(self, cells: Sequence[CellPlan]) -> None:
+        """Raise ConfigError for a setting that somebody has asked for and no row would take."""
+        changed = self.protocol.changed
+        for name in dict.fromkeys([*changed.get("settings", ()), *changed.get("grid", ()), *self.search.ranges]):
+            if not any(cell.takes(name) and name not in cell.row.settings for cell in cells):
+                raise ConfigError(
+                    f"setting {name}: every row lacks it or has a value of its own", where=f"study {self.name}"
+                )
 
     def protocol_of(self, group: str) -> Protocol:
         """The protocol of tasks of a group."""
@@ -242,7 +285,12 @@ class CellPlan:
     @property
     def name(self) -> str:
         """Of its part of the record."""
-        return "/".join([self.study.name, self.task.name, _backbone_label(self.backbone), self.row.label])
+        return "/".join([self.study.name, self.task.name, self.backbone_label, self.row.label])
+
+    @property
+    def backbone_label(self) -> str:
+        """What tables call the backbone: its name, and how it is read if that is not its own way."""
+        return _backbone_label(self.backbone)
 
     @cached_property
     def fields(self) -> dict[str, Any]:
@@ -254,22 +302,49 @@ class CellPlan:
         """The registered method."""
         return METHODS[self.fields["name"]]
 
-    def points(self) -> list[Settings]:
-        """What a grid search tries, each once, without settings that the row fixes or the method lacks.
+    @cached_property
+    def grids(self) -> list[Grid]:
+        """What is searched, without settings that the row fixes or the method lacks.
 
         A value that the row fixes takes what goes with it in the grid: VPT's batch size depends on the length.
         """
-        recipe = self.protocol.recipe(self.fields["name"], self.backbone.name)
-        points = recipe.points(self.preset.method.learning_rate)
         fixed = {**{f"method.{name}": value for name, value in self.fields.items()}, **self.row.settings}
-        agreeing = [point for point in points if all(fixed.get(name, value) == value for name, value in point.items())]
-        every = [self._searched(point) for point in agreeing or points]
-        return list({json.dumps(point, sort_keys=True): point for point in every}.values())
+        every = self.recipe.searched(self.preset.method.learning_rate)
+        agreeing = [
+            grid for grid in every if all(fixed.get(name, values[0]) in values for name, values in grid.items())
+        ]
+        found = [{name: v for name, v in grid.items() if self._is_free(name)} for grid in agreeing or every]
+        return list({json.dumps(grid, sort_keys=True): grid for grid in found}.values())
+
+    @cached_property
+    def ranges(self) -> dict[str, tuple[float, float] | tuple[int, int]]:
+        """What is drawn between two numbers; two integers for a setting that is one."""
+        kinds = {name: self._hint(name) for name in self.study.search.ranges if self._is_free(name)}
+        bounds = {name: self.study.search.ranges[name] for name in kinds}
+        return {
+            name: (math.ceil(low), math.floor(high)) if kinds[name] is int else (low, high)
+            for name, (low, high) in bounds.items()
+        }
+
+    def points(self) -> list[Settings]:
+        """What a grid search tries, each once."""
+        return combinations(self.grids)
+
+    def check(self) -> None:
+        """Raise ConfigError for whatever would stop the study in its middle: every value, not every combination."""
+        points = self.points()
+        if self.study.search.sampler != "grid":
+            points += [{**points[0], name: bound} for name, bounds in self.ranges.items() for bound in bounds]
+        by_value = {item: point for point in reversed(points) for item in point.items()}
+        for point in [points[0], *by_value.values()]:
+            self.config(point, seed=self.protocol.search_seed, final=False)
+        for seed in self.protocol.seeds:
+            self.config(points[0], seed=seed, final=True)
 
     def config(self, settings: Settings, *, seed: int, final: bool) -> RunConfig:
         """The run with these `settings` of the search; the final ones are trained on what the protocol says."""
-        recipe = self.protocol.recipe(self.fields["name"], self.backbone.name)
-        merged = self._own({**self.protocol.settings, **recipe.settings, **settings, **self.row.settings})
+        merged = {**self.protocol.settings, **self.recipe.settings, **settings, **self.row.settings}
+        merged = {name: value for name, value in merged.items() if self.takes(name)}
         parts: dict[str, dict[str, Any]] = {
             "data": {"source": self.task.source},
             "backbone": dataclasses.asdict(self.backbone),
@@ -282,34 +357,53 @@ class CellPlan:
             for key in path[:-1]:
                 target = target.setdefault(key, {})
             target[path[-1]] = value
-        if self._takes("method.seed"):  # a method that draws from the task's images: final runs draw anew
+        if self.takes("method.seed"):  # a method that draws from the task's images: final runs draw anew
             parts["method"]["seed"] = seed
         if final and self.protocol.retrain == "train+val":
             parts["data"]["train_on"] = "train+val"
         if self.protocol.epoch == "best-test" or (final and self.protocol.epoch != "last"):
             parts["train"]["test"] = "every-epoch"
-        if unknown_fields := [
-            f"{part}.{name}"
-            for part, kind in (("data", DataConfig), ("train", TrainConfig), ("backbone", BackboneSource))
-            for name in parts[part]
-            if name not in {each.name for each in dataclasses.fields(kind)}
-        ]:
-            raise ConfigError(
-                f"settings {', '.join(unknown_fields)}: no such fields", where=f"protocol {self.protocol.name}"
-            )
+        ConfigError.collect(self._problems(merged), f"protocol {self.protocol.name}")
+        for part, values in parts.items():  # 1 and 1.0 are one run, with one key
+            hints = _hints(self._kind(part))
+            parts[part] = {
+                name: float(value) if type(value) is int and not _is_integer(hints.get(name)) else value
+                for name, value in values.items()
+            }
         config = RunConfig.from_dict(parts)
         make_method(config)
         return config
 
-    def _own(self, settings: Settings) -> Settings:
-        """Those of `settings` that the method has a field for and the row does not fix."""
-        return {name: value for name, value in settings.items() if self._takes(name)}
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What the protocol has for this method on this backbone."""
+        return self.protocol.recipe(self.fields["name"], self.backbone.name)
 
-    def _searched(self, settings: Settings) -> Settings:
-        """Those of `settings` that the search has a say in."""
-        return {name: value for name, value in self._own(settings).items() if name not in self.row.settings}
+    def _problems(self, settings: Settings) -> list[str]:
+        """What is wrong with names and types of settings; their ranges are checked by the classes they belong to."""
+        split = [(*name.partition("."), value) for name, value in settings.items()]
+        return [
+            problem
+            for part, _, path, value in split
+            if "." not in path
+            for problem in _wrong_types(f"{part}.", self._kind(part), {path: value})
+        ]
 
-    def _takes(self, name: str) -> bool:
+    def _kind(self, part: str) -> type:
+        return {"data": DataConfig, "train": TrainConfig, "backbone": BackboneSource, "method": self.preset.method}[
+            part
+        ]
+
+    def _hint(self, name: str) -> Any:
+        part, _, field = name.partition(".")
+        return _hints(self._kind(part)).get(field)
+
+    def _is_free(self, name: str) -> bool:
+        """Whether the search has a say in a setting."""
+        return self.takes(name) and name not in self.row.settings
+
+    def takes(self, name: str) -> bool:
+        """Whether there is such a setting, or the method has a field for it that the row does not fix."""
         part, _, rest = name.partition(".")
         if part != "method":
             return True
@@ -339,6 +433,51 @@ def find_tasks(source: str) -> list[StudyTask]:
         except DataError:
             raise error from None
         return [StudyTask(name=Path(source).name or source, group="", source=source)]
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields."""
+    hints = get_type_hints(kind)
+    return {each.name: hints[each.name] for each in dataclasses.fields(kind)}
+
+
+def _wrong_types(prefix: str, kind: type, values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with names and types of fields of `kind`: dataclasses do not look, and `"False"` would be true."""
+    hints = _hints(kind)
+    return [
+        f"{prefix}{name}: no such field"
+        if name not in hints
+        else f"{prefix}{name}={value!r}: expected {_type_name(hints[name])}"
+        for name, value in values.items()
+        if name not in hints or not _is_of(value, hints[name])
+    ]
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value of YAML or of a command line can be of a type; what is nested is not looked into."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_is_of(value, each) for each in get_args(hint))
+    if get_origin(hint) is Literal:
+        return isinstance(value, str)  # the class says which
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+    if hint in (str, bool, type(None)):
+        return isinstance(value, hint)
+    return hint is Any or not isinstance(value, get_args(Scalar))
+
+
+def _is_integer(hint: Any) -> bool:
+    """Whether an integer of this type is one, rather than a float that was written without a point."""
+    return float not in (hint, *get_args(hint))
+
+
+def _type_name(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_type_name, get_args(hint)))
+    return {bool: "true or false", type(None): "null"}.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def run_key(config: RunConfig) -> str:
@@ -373,11 +512,9 @@ def _change(values: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Protocol.change`, from YAML or from what was `changed`."""
     arguments = dict(values)
     if arguments.get("grid"):
-        arguments["grid"] = {
-            name: tuple(each) if isinstance(each, list | tuple) else (each,) for name, each in arguments["grid"].items()
-        }
+        arguments["grid"] = {name: listed(each) for name, each in arguments["grid"].items()}
     if arguments.get("seeds"):
-        arguments["seeds"] = tuple(arguments["seeds"])
+        arguments["seeds"] = listed(arguments["seeds"])
     return arguments
 
 

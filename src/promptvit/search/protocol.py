@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
@@ -21,6 +21,27 @@ Retrain = Literal["train+val", "train"]
 
 RATE = "train.learning_rate"
 SETTING_GROUPS = ("backbone", "data", "method", "train")
+DECIDED = {
+    "backbone.name": "the study's backbones",
+    "data.source": "the study's data",
+    "data.train_on": "the protocol's `retrain`",
+    "method.name": "the row",
+    "train.seed": "the protocol's seeds",
+    "train.test": "the protocol's `epoch`",
+}
+"""What settings leave alone, and who decides on it."""
+
+
+def setting_problems(names: Iterable[str]) -> list[str]:
+    """What is wrong with these names of settings."""
+    problems = []
+    for name in dict.fromkeys(names):
+        group, _, rest = name.partition(".")
+        if group not in SETTING_GROUPS or not rest:
+            problems.append(f"setting {name!r}: expected one of {', '.join(SETTING_GROUPS)}, a dot, and a field")
+        elif name in DECIDED:
+            problems.append(f"setting {name!r}: it is decided by {DECIDED[name]}")
+    return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +67,18 @@ class Recipe:
 
     def points(self, own_rate: float) -> list[Settings]:
         """Every combination once, in order; `own_rate` is the method's own learning rate."""
-        found: dict[str, Settings] = {}
-        for grid in self.grids:
-            values = dict(grid)
-            if self.rate_factors:
-                values[RATE] = tuple(own_rate * factor for factor in self.rate_factors)
-            for combination in itertools.product(*values.values()):
-                point = dict(zip(values, combination, strict=True))
-                found.setdefault(repr(sorted(point.items())), point)
-        return list(found.values())
+        return combinations(self.searched(own_rate))
+
+    def searched(self, own_rate: float) -> list[Grid]:
+        """The grids with the learning rates that follow from the method's own."""
+        rates = tuple(own_rate * factor for factor in self.rate_factors)
+        return [{**grid, RATE: rates} if rates else grid for grid in self.grids]
+
+
+def combinations(grids: Iterable[Grid]) -> list[Settings]:
+    """Every point of the union of `grids` once, in order."""
+    points = [dict(zip(grid, each, strict=True)) for grid in grids for each in itertools.product(*grid.values())]
+    return list({repr(sorted(point.items())): point for point in points}.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +110,13 @@ class Protocol:
 
     def __post_init__(self) -> None:
         named = [self.settings, *(part for recipe in self.recipes for part in (recipe.settings, *recipe.grids))]
-        problems = [
-            f"setting {name!r}: expected one of {', '.join(SETTING_GROUPS)}, a dot, and a field"
-            for name in dict.fromkeys(name for part in named for name in part)
-            if name.partition(".")[0] not in SETTING_GROUPS or not name.partition(".")[2]
-        ]
+        problems = setting_problems(name for part in named for name in part)
+        if not self.recipes or not all(recipe.grids for recipe in self.recipes):
+            problems.append("a recipe without a grid, or no recipe: expected at least one, `{}` to search nothing")
+        empty = (
+            name for recipe in self.recipes for grid in recipe.grids for name, values in grid.items() if not values
+        )
+        problems += [f"grid of {name}: expected at least one value" for name in dict.fromkeys(empty)]
         if self.epoch not in get_args(Epoch):
             problems.append(f"epoch={self.epoch!r}: expected one of {', '.join(get_args(Epoch))}")
         if self.retrain not in get_args(Retrain):
@@ -134,17 +160,24 @@ class Protocol:
         `seeds`, another rule or other training images; what was changed is written down in `changed`.
 
         Grids that have none of the values of a setting are left out; values that no grid has take the place of all.
+        Raises ConfigError for a setting that is both fixed and searched.
         """
-        given = {"settings": settings, "grid": grid, "seeds": seeds, "epoch": epoch, "retrain": retrain}
-        given = {name: value for name, value in given.items() if value}
-        merged = {name: {**self.changed.get(name, {}), **given[name]} for name in ("settings", "grid") if name in given}
-        rest = {name: value for name, value in given.items() if name not in ("settings", "grid")}
-        recipes = tuple(_changed(recipe, settings or {}, grid or {}) for recipe in self.recipes)
+        settings, grid = settings or {}, grid or {}
+        problems = [f"{name} is both fixed and searched" for name in settings if name in grid]
+        problems += [f"grid of {name}: expected at least one value" for name, values in grid.items() if not values]
+        ConfigError.collect(problems, f"change of protocol {self.name}")
+        rest = {"seeds": seeds, "epoch": epoch, "retrain": retrain}
+        rest = {name: value for name, value in rest.items() if value}
+        # What is fixed now is no longer searched, and the other way round: the whole change can then be made again.
+        fixed = {**_without(self.changed.get("settings", {}), grid), **settings}
+        searched = {**_without(self.changed.get("grid", {}), settings), **grid}
+        known = {name: value for name, value in self.changed.items() if name not in ("settings", "grid")}
+        merged = {name: each for name, each in (("settings", fixed), ("grid", searched)) if each}
         return dataclasses.replace(
             self,
-            settings={**self.settings, **(settings or {})},
-            recipes=recipes,
-            changed={**self.changed, **given, **merged},
+            settings={**_without(self.settings, grid), **settings},
+            recipes=tuple(_changed(recipe, settings, grid) for recipe in self.recipes),
+            changed={**known, **merged, **rest},
             **rest,
         )
 
@@ -156,17 +189,9 @@ class Protocol:
     def from_dict(cls, values: dict[str, Any]) -> Protocol:
         """The inverse of `to_dict`, from JSON or YAML; raises ConfigError for unknown or missing fields."""
         try:
-            recipes = [
-                Recipe(
-                    **{
-                        **recipe,
-                        "grids": tuple(_tuples(grid) for grid in recipe["grids"]),
-                        **{key: tuple(recipe[key]) for key in ("methods", "backbones", "rate_factors")},
-                    }
-                )
-                for recipe in values["recipes"]
-            ]
-            return cls(**{**values, "recipes": tuple(recipes), "seeds": tuple(values["seeds"])})
+            given = {"recipes": tuple(map(_recipe, values["recipes"]))} if "recipes" in values else {}
+            given |= {"seeds": listed(values["seeds"])} if "seeds" in values else {}
+            return cls(**{**values, **given})
         except (TypeError, KeyError, AttributeError) as error:
             raise ConfigError(f"not a protocol: {error}", where="Protocol") from None
 
@@ -175,13 +200,24 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _tuples(grid: dict[str, Any]) -> Grid:
-    return {name: tuple(values) for name, values in grid.items()}
+def listed(value: Any) -> tuple:
+    """A list of JSON or YAML, or a single value in place of a list of one."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _recipe(values: dict[str, Any]) -> Recipe:
+    lists = {name: listed(values[name]) for name in ("methods", "backbones", "rate_factors") if name in values}
+    grids = [{name: listed(each) for name, each in grid.items()} for grid in values.get("grids", ({},))]
+    return Recipe(**{**values, **lists, "grids": tuple(grids)})
+
+
+def _without(values: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _changed(recipe: Recipe, settings: Settings, grid: Grid) -> Recipe:
     """The recipe without what `settings` fix, with the values of `grid` alone."""
-    grids = [{name: values for name, values in each.items() if name not in settings} for each in recipe.grids]
+    grids = [_without(each, settings) for each in recipe.grids]
     for name, wanted in grid.items():
         known = {value for each in grids for value in each.get(name, ())}
         if known.issuperset(wanted):
@@ -191,7 +227,7 @@ def _changed(recipe: Recipe, settings: Settings, grid: Grid) -> Recipe:
             grids = [{**each, name: tuple(wanted)} for each in grids]
     return dataclasses.replace(
         recipe,
-        settings={name: value for name, value in recipe.settings.items() if name not in settings},
+        settings=_without(recipe.settings, settings),
         grids=tuple(grids),
         rate_factors=() if RATE in settings or RATE in grid else recipe.rate_factors,
     )

@@ -78,11 +78,14 @@ def _vpt_recipes(rates: tuple[float, ...], prompt_rates: tuple[float, ...], resn
         Recipe(methods=("vpt-shallow",), settings=SGD, grids=shallow),
         Recipe(methods=("vpt*", "mixed", "pixel*"), settings=SGD, grids=vit),
         Recipe(methods=("cls*",), settings={**SGD, BATCH: 128}, grids=({RATE: prompt_rates, **decayed},)),
-        Recipe(
-            methods=("*",),
-            backbones=("resnet*",),
-            settings={**ADAMW, BATCH: 384},
-            grids=({RATE: resnet, **decayed},),
+        *(
+            Recipe(
+                methods=(name,),
+                backbones=("resnet*",),
+                settings={**ADAMW, BATCH: batch},
+                grids=({RATE: resnet, **decayed},),
+            )
+            for name, batch in (("partial*", 2048), ("*", 384))
         ),
         Recipe(
             methods=("partial*",), backbones=("swin*", "convnext*"), settings={**ADAMW, BATCH: 1024}, grids=(finetune,)
@@ -170,8 +173,15 @@ _register(
         source="Han et al., ICCV 2023: FGVC, chosen by the best epoch's validation accuracy, final runs on train alone",
         settings={**PAPER, **CROPPED},
         recipes=(
-            Recipe(methods=("e2vpt", "kv"), backbones=("*moco*",), settings=_E2VPT_SETTINGS, grids=_E2VPT_FGVC_GRID),
-            Recipe(methods=("e2vpt", "kv"), settings={**_E2VPT_SETTINGS, BATCH: 128}, grids=_E2VPT_FGVC_GRID),
+            *(
+                Recipe(
+                    methods=("e2vpt", "kv"),
+                    backbones=(name,),
+                    settings={**_E2VPT_SETTINGS, BATCH: batch},
+                    grids=_E2VPT_FGVC_GRID,
+                )
+                for name, batch in (("*moco*", 64), ("swin*", 80), ("*", 128))
+            ),
             *VPT_FGVC.recipes,
         ),
         epoch="best-val",
@@ -251,7 +261,13 @@ _register(
         recipes=(
             Recipe(
                 methods=("full",),
-                settings={BATCH: 128, "train.warmup_epochs": 5.0, "method.dropout": 0.1, "train.decays": "weights"},
+                settings={
+                    BATCH: 128,
+                    "train.warmup_epochs": 5.0,
+                    "method.dropout": 0.1,
+                    "train.decays": "weights",
+                    "train.adam_epsilon": ADAMW["train.adam_epsilon"],
+                },
                 grids=(
                     {RATE: FINETUNE_RATES, OPTIMIZER: ("adamw",), DECAY: (0.01,)},
                     {RATE: FINETUNE_RATES, OPTIMIZER: ("sgd",), DECAY: (0.0,)},

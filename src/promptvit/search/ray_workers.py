@@ -36,7 +36,10 @@ class RayActors(Pool):
                 raise ConfigError(f"no Ray cluster at {address}: {reason}", fix="Start one: ray start --head") from None
         resources = ray.cluster_resources()
         self.gpus = min(1, int(resources.get("GPU", 0)))
-        count = count or int(resources.get("GPU" if self.gpus else "CPU", 1))
+        count = count or int(resources.get("GPU" if self.gpus else "CPU", 0))
+        if count < 1:
+            self._leave()
+            raise ConfigError(f"the Ray cluster at {address} has no cores", expected="a node, or #N to wait for some")
         self.actor = ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=0)(Worker)
         self.actors = [self.actor.remote() for _ in range(count)]
         self.ready = [actor.__ray_ready__.remote() for actor in self.actors]
@@ -60,7 +63,9 @@ class RayActors(Pool):
         try:
             self.ray.get(ref)
             self.usable[number] = True
-        except self.ray.exceptions.RayActorError:
+        except self.ray.exceptions.RayActorError as error:
+            if error.actor_init_failed:  # its nodes lack promptvit, or something that it needs: the next one will too
+                raise RuntimeError(f"Ray cannot start a worker: {error}") from None
             self._replace(number)
 
     def _replace(self, number: int) -> None:
@@ -98,6 +103,9 @@ class RayActors(Pool):
     def close(self) -> None:
         for actor in self.actors:
             self.ray.kill(actor)
+        self._leave()
+
+    def _leave(self) -> None:
         if self.ours:
             self.ray.shutdown()
 

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from promptvit.errors import ConfigError, OutputError
 from promptvit.search.jobs import Outcome
 from promptvit.search.plan import Pruner, SearchConfig
-from promptvit.search.protocol import Scalar, Settings
+from promptvit.search.protocol import Grid, Settings
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 10
 CONNECT_SECONDS = (0.5, 1.0, 2.0)
 """Waits between attempts to create the tables."""
+SQLITE_SECONDS = 60
+"""How long to wait for somebody who reads the file, such as a dashboard."""
 GRACE_SECONDS = 60
 """A trial whose process has not been heard of for so long is lost."""
 
@@ -46,6 +48,7 @@ class Trial:
     """A trial as the record has it; `key` is what it is about, `settings` None until a sampler has drawn them."""
 
     key: str
+    id: int
     number: int
     state: str
     settings: Settings | None
@@ -95,6 +98,7 @@ class Record:
                 with _experiments():
                     return self.optuna.storages.RDBStorage(
                         url,
+                        engine_kwargs={} if self.shared else {"connect_args": {"timeout": SQLITE_SECONDS}},
                         heartbeat_interval=HEARTBEAT_SECONDS if self.shared else None,
                         grace_period=GRACE_SECONDS if self.shared else None,
                     )
@@ -129,6 +133,7 @@ class Trials:
 
     def __init__(self, record: Record, name: str, search: SearchConfig, seed: int) -> None:
         self.record, self.search, self.seed = record, search, seed
+        self._waiting: list[Trial] = []  # as last read: to read all of them for each claim would take long
         optuna = record.optuna
         self.study: Study = optuna.create_study(
             storage=record.storage,
@@ -137,40 +142,31 @@ class Trials:
             load_if_exists=True,
             pruner=_pruner(search.pruner),
         )
-        self._lost_before_us()
+        if not self.record.shared:  # whoever was running these is dead: we have the lock
+            state = self.record.optuna.trial.TrialState
+            for trial in self.study.get_trials(deepcopy=False, states=(state.RUNNING,)):
+                self.record.storage.set_trial_state_values(trial._trial_id, state.FAIL)
 
-    def _lost_before_us(self) -> None:
-        """Mark what a dead process was running."""
+    def refresh(self) -> None:
+        """Mark what other processes have lost."""
         if self.record.shared:
             with _experiments():
                 self.record.optuna.storages.fail_stale_trials(self.study)
-            return
-        state = self.record.optuna.trial.TrialState
-        for trial in self.study.get_trials(deepcopy=False, states=(state.RUNNING,)):
-            self.record.storage.set_trial_state_values(trial._trial_id, state.FAIL)
 
-    def refresh(self) -> None:
-        """See what other processes lost since."""
-        if self.record.shared:
-            self._lost_before_us()
-
-    def add(self, points: Mapping[str, Settings | None], choices: Mapping[str, Sequence[Scalar]]) -> None:
-        """Add those that are not there, by key; `choices` are all values of each setting."""
+    def add(self, points: Mapping[str, Settings | None]) -> None:
+        """Add those that are not there, by key; one that was lost with what had been drawn for it."""
         optuna = self.record.optuna
         there = {trial.key for trial in self.all()}
+        lost = {trial.user_attrs["key"]: trial for trial in self.study.get_trials(deepcopy=False) if _is_lost(trial)}
         for key, settings in points.items():
             if key not in there:
-                self.study.add_trial(
-                    optuna.trial.create_trial(
-                        state=optuna.trial.TrialState.WAITING,
-                        params=settings or {},
-                        distributions={
-                            name: optuna.distributions.CategoricalDistribution(tuple(choices[name]))
-                            for name in settings or {}
-                        },
-                        user_attrs={"key": key, "settings": settings},
-                    )
-                )
+                drawn = lost.get(key)
+                if drawn is None or drawn.user_attrs["settings"] is None:
+                    parts: dict[str, Any] = {"user_attrs": {"key": key, "settings": settings}}
+                else:
+                    parts = {name: getattr(drawn, name) for name in ("params", "distributions")}
+                    parts["user_attrs"] = {"key": key, "settings": drawn.user_attrs["settings"]}
+                self.study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING, **parts))
 
     def all(self) -> list[Trial]:
         """What counts: the first trial of each key that is not lost, by number."""
@@ -181,30 +177,40 @@ class Trials:
                 found.setdefault(seen.key, seen)
         return list(found.values())
 
-    def claim(self, only: Container[str] | None = None) -> Trial | None:
-        """A waiting trial, now running and ours; None if there is none (with one of the keys `only`)."""
+    def claim(self, wanted: Container[str]) -> Trial | None:
+        """A waiting trial with one of the keys `wanted`, now running and ours; None if there is none."""
         state = self.record.optuna.trial.TrialState
-        for trial in self.all():
-            if trial.state == "WAITING" and (only is None or trial.key in only):
-                trial_id = self._id(trial)
-                with suppress(RuntimeError):  # another process has claimed and finished it since
-                    if self.record.storage.set_trial_state_values(trial_id, state.RUNNING):
-                        self.record.keep_alive(trial_id)
-                        return trial
+        if not any(trial.key in wanted for trial in self._waiting):
+            self._waiting = [trial for trial in self.all() if trial.state == "WAITING"]
+        for trial in [trial for trial in self._waiting if trial.key in wanted]:
+            self._waiting.remove(trial)
+            # Before it is running: one without a heartbeat is never found to be lost.
+            self.record.keep_alive(trial.id)
+            with suppress(RuntimeError):  # another process has claimed and finished it since
+                if self.record.storage.set_trial_state_values(trial.id, state.RUNNING):
+                    return trial
+            self.record.let_go(trial.id)
         return None
 
-    def draw(self, trial: Trial, grids: Sequence[Mapping[str, Sequence[Scalar]]]) -> Trial:
-        """Settings for a claimed trial that has none, from the union of `grids` and the ranges of the search.
+    def draw(
+        self, trial: Trial, grids: Sequence[Grid], ranges: Mapping[str, tuple[float, float] | tuple[int, int]]
+    ) -> Trial:
+        """Settings for a claimed trial that has none, from the union of `grids` and between the two numbers of each of
+        the `ranges`, integers between integers.
 
-        What is drawn depends on the seed, the trial's number and, with tpe, on the trials that are complete.
+        What is drawn depends on the seed, the trial's key and, with tpe, on the trials that are complete.
         """
-        self.study.sampler = self._sampler(trial.number)
-        live = self.record.optuna.trial.Trial(self.study, self._id(trial))
+        self.study.sampler = self._sampler(trial.key)
+        live = self.record.optuna.trial.Trial(self.study, trial.id)
         place = live.suggest_categorical("grid", list(range(len(grids)))) if len(grids) > 1 else 0
         settings: Settings = {}
-        for name, values in {**grids[place], **dict.fromkeys(self.search.ranges, ())}.items():
-            if name in self.search.ranges:
-                settings[name] = live.suggest_float(name, *self.search.ranges[name], log=True)
+        for name, values in {**grids[place], **dict.fromkeys(ranges, ())}.items():
+            if name in ranges:
+                low, high = ranges[name]
+                if isinstance(low, int) and isinstance(high, int):
+                    settings[name] = live.suggest_int(name, low, high, log=True)
+                else:
+                    settings[name] = live.suggest_float(name, low, high, log=True)
             else:
                 # The values of a setting may differ between grids, and Optuna wants one set for one name.
                 settings[name] = live.suggest_categorical(
@@ -213,9 +219,9 @@ class Trials:
         live.set_user_attr("settings", settings)
         return dataclasses.replace(trial, settings=settings)
 
-    def _sampler(self, number: int) -> BaseSampler:
+    def _sampler(self, key: str) -> BaseSampler:
         samplers = self.record.optuna.samplers
-        seed = random.Random(f"{self.seed} {number}").randrange(2**32)
+        seed = random.Random(f"{self.seed} {key}").randrange(2**32)
         if self.search.sampler == "tpe":
             return samplers.TPESampler(seed=seed, multivariate=False)
         return samplers.RandomSampler(seed=seed)
@@ -224,9 +230,11 @@ class Trials:
         """Write down an epoch's score, if there is a pruner, and ask it."""
         if self.search.pruner == "none":
             return False
-        live = self.record.optuna.trial.Trial(self.study, self._id(trial))
-        live.report(score, epoch)
-        return bool(live.should_prune())
+        try:
+            self.record.storage.set_trial_intermediate_value(trial.id, epoch, score)  # again, if a worker died since
+        except RuntimeError:
+            return False  # others took us for dead
+        return bool(self.study.pruner.prune(self.study, self.record.storage.get_trial(trial.id)))
 
     def complete(self, trial: Trial, outcome: Outcome) -> None:
         """The trial is done."""
@@ -242,33 +250,33 @@ class Trials:
 
     def release(self, trial: Trial) -> None:
         """The trial is given up for now: another process, or the next one here, takes it up."""
-        trial_id = self._id(trial)
-        self.record.let_go(trial_id)
+        self.record.let_go(trial.id)
         with suppress(RuntimeError):
-            self.record.storage.set_trial_state_values(trial_id, self.record.optuna.trial.TrialState.FAIL)
+            self.record.storage.set_trial_state_values(trial.id, self.record.optuna.trial.TrialState.FAIL)
 
     def _end(self, trial: Trial, state: str, attribute: str, value: Any, values: list[float] | None) -> None:
-        storage, trial_id = self.record.storage, self._id(trial)
-        states = self.record.optuna.trial.TrialState
-        self.record.let_go(trial_id)
+        storage, states = self.record.storage, self.record.optuna.trial.TrialState
+        self.record.let_go(trial.id)
         try:
-            storage.set_trial_user_attr(trial_id, attribute, value)
-            storage.set_trial_state_values(trial_id, states[state], values)
+            storage.set_trial_user_attr(trial.id, attribute, value)
+            storage.set_trial_state_values(trial.id, states[state], values)
         except RuntimeError:
             return  # others took us for dead, and have the trial in their hands
 
-    def _id(self, trial: Trial) -> int:
-        return self.record.storage.get_trial_id_from_study_id_trial_number(self.study._study_id, trial.number)
+
+def _is_lost(trial: FrozenTrial) -> bool:
+    return trial.state.name == "FAIL" and "reason" not in trial.user_attrs
 
 
 def _read(trial: FrozenTrial) -> Trial | None:
     """The trial, or None if it is lost."""
     attributes = trial.user_attrs
-    if trial.state.name == "FAIL" and "reason" not in attributes:
+    if _is_lost(trial):
         return None
     outcome = attributes.get("outcome")
     return Trial(
         key=attributes["key"],
+        id=trial._trial_id,
         number=trial.number,
         state=trial.state.name,
         settings=attributes["settings"],
@@ -303,7 +311,8 @@ class _Heart(threading.Thread):
     def run(self) -> None:
         while True:
             for trial_id in list(self.running):
-                self.storage.record_heartbeat(trial_id)
+                with suppress(Exception):  # the database may be away for a moment: the next beat tells
+                    self.storage.record_heartbeat(trial_id)
             if self.ended.wait(HEARTBEAT_SECONDS):
                 return
 

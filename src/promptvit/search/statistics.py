@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from promptvit.search.results import Cell, Results
 
@@ -21,7 +21,8 @@ Figures = dict[Row, dict[str, list[float]]]
 """By row and task."""
 EXACT = 50
 """Up to so many pairs the distribution of signed ranks is computed, as SciPy does; above it is taken as normal."""
-RESAMPLES = 9999
+RESAMPLES, BATCH = 9999, 50
+"""Draws of a bootstrap, and how many are in memory at once."""
 SIGNIFICANT = 0.05
 SAME = 1e-12
 APART = ("fgvc",)
@@ -49,7 +50,10 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval | No
 
 def deviation(values: Sequence[float]) -> float:
     """The standard deviation of a sample, over n - 1; 0 for one value."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    if len(values) < 2:
+        return 0.0
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,20 +154,33 @@ def paired_bootstrap(
     ours: Sequence[float], theirs: Sequence[float], seed: int = 0, level: float = 0.95
 ) -> Interval | None:
     """The mean difference over tasks, whose interval comes from drawing tasks anew (BCa); None for fewer than two."""
-    differences = np.subtract(ours, theirs)
-    if len(differences) < 2:
-        return None
-    mean = float(differences.mean())
-    if np.ptp(differences) < SAME:  # there is nothing to draw from
-        return Interval(mean=mean, low=mean, high=mean, level=level)
-    found = stats.bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=level,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(mean=mean, low=float(found.low), high=float(found.high), level=level)
+    return _bootstraps([np.subtract(ours, theirs)], seed, level)[0]
+
+
+def _bootstraps(differences: Sequence[np.ndarray], seed: int = 0, level: float = 0.95) -> list[Interval | None]:
+    """`paired_bootstrap` of many differences: those over as many tasks share their draws, which takes a fifth of the
+    time and changes no figure."""
+    means = [float(each.mean()) if len(each) > 1 else None for each in differences]
+    found = [None if mean is None else Interval(mean=mean, low=mean, high=mean, level=level) for mean in means]
+    drawn: dict[int, list[int]] = {}
+    for place, each in enumerate(differences):
+        if len(each) > 1 and np.ptp(each) >= SAME:  # else there is nothing to draw from
+            drawn.setdefault(len(each), []).append(place)
+    for places in drawn.values():
+        ends = stats.bootstrap(
+            (np.stack([differences[place] for place in places]),),
+            np.mean,
+            axis=-1,
+            batch=BATCH,
+            n_resamples=RESAMPLES,
+            confidence_level=level,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        for place, low, high in zip(places, ends.low, ends.high, strict=True):
+            known = found[place]
+            assert known is not None, place
+            found[place] = dataclasses.replace(known, low=float(low), high=float(high))
+    return found
 
 
 def welch(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
@@ -171,8 +188,10 @@ def welch(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
     than two, or if neither varies."""
     if min(len(ours), len(theirs)) < 2 or max(deviation(ours), deviation(theirs)) < SAME:
         return None
-    sides = [(float(np.mean(side)), deviation(side), len(side)) for side in (ours, theirs)]
-    return float(np.asarray(stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False))[1])
+    one, other = (deviation(side) ** 2 / len(side) for side in (ours, theirs))
+    freedom = (one + other) ** 2 / (one**2 / (len(ours) - 1) + other**2 / (len(theirs) - 1))
+    distance = abs(math.fsum(ours) / len(ours) - math.fsum(theirs) / len(theirs)) / math.sqrt(one + other)
+    return float(2 * special.stdtr(freedom, -distance))
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
@@ -214,20 +233,30 @@ class Comparison:
 def compare(results: Results, seed: int = 0) -> tuple[Comparison, ...]:
     """Every two rows of the same backbone, and the same method on two backbones, that have tasks in common."""
     figures = row_figures(results)
-    found = [
-        _compare(first, second, figures, seed)
+    means = {row: {task: float(np.mean(found)) for task, found in tasks.items()} for row, tasks in figures.items()}
+    pairs = [
+        (first, second, [task for task in figures[first] if task in figures[second]])
         for first, second in itertools.combinations(figures, 2)
         if (first[0] == second[0] or first[1] == second[1]) and figures[first].keys() & figures[second].keys()
+    ]
+    intervals = _bootstraps(
+        [np.array([means[first][task] - means[second][task] for task in tasks]) for first, second, tasks in pairs], seed
+    )
+    found = [
+        _compare(first, second, figures, means, interval)
+        for (first, second, _), interval in zip(pairs, intervals, strict=True)
     ]
     corrected = holm([each.test.p for each in found])
     return tuple(dataclasses.replace(each, holm=p) for each, p in zip(found, corrected, strict=True))
 
 
-def _compare(first: Row, second: Row, figures: Figures, seed: int) -> Comparison:
+def _compare(
+    first: Row, second: Row, figures: Figures, means: dict[Row, dict[str, float]], difference: Interval | None
+) -> Comparison:
     """Without Holm's correction."""
     tasks = tuple(task for task in figures[first] if task in figures[second])
     pairs = [(figures[first][task], figures[second][task]) for task in tasks]
-    ours, theirs = ([float(np.mean(pair[side])) for pair in pairs] for side in (0, 1))
+    ours, theirs = ([means[row][task] for task in tasks] for row in (first, second))
     signs = [_sign(a - b) for a, b in zip(ours, theirs, strict=True)]
     tests = [(p, sign) for (a, b), sign in zip(pairs, signs, strict=True) if (p := welch(a, b)) is not None]
     significant = [sign for p, sign in tests if p < SIGNIFICANT]
@@ -238,7 +267,7 @@ def _compare(first: Row, second: Row, figures: Figures, seed: int) -> Comparison
         wins=signs.count(1),
         ties=signs.count(0),
         losses=signs.count(-1),
-        difference=paired_bootstrap(ours, theirs, seed),
+        difference=difference,
         test=wilcoxon(ours, theirs),
         holm=None,
         better=significant.count(1),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,10 @@ from pathlib import Path
 import yaml
 
 from promptvit.errors import ConfigError
-from promptvit.files import write_json, write_text
-from promptvit.search.jobs import PRUNED, Failure, Job, Outcome, Progress, TrainingJob, read_outcome
+from promptvit.files import digest, write_json, write_text
+from promptvit.search.jobs import PRUNED, Failure, Job, Outcome, Progress, TrainingJob, drop_weights, read_outcome
 from promptvit.search.plan import CellPlan, StudyPlan, run_key, slug
-from promptvit.search.protocol import RATE, Grid, Scalar, Settings
+from promptvit.search.protocol import RATE, Settings
 from promptvit.search.record import Record, Trial, Trials
 from promptvit.search.results import Cell, Final, Point, Results, State
 from promptvit.search.workers import Died, Pool, make_pool
@@ -27,6 +27,8 @@ from promptvit.train.folder import RunFolder
 TRIES = 3
 """A run that takes so many workers with it is not tried again."""
 POLL_SECONDS = 2.0
+TELL_SECONDS = 0.5
+"""How often somebody is told how far a study is while no trial ends: heads have hundreds of epochs a second."""
 STATES: dict[str, State] = {
     "COMPLETE": "complete",
     "PRUNED": "pruned",
@@ -82,14 +84,16 @@ class Study:
         self.plan, self.folder, self.follow, self.command = plan, folder.absolute(), follow, command
         self.work = work
         self.adopted = adoptable(adopt)
-        self._check_folder()
-        cells = plan.cells()
-        self.record = Record(storage or f"sqlite:///{self.folder / 'study.db'}")
-        self.cells = [StudyCell(cell, self) for cell in cells]
+        self.cells = [StudyCell(cell, self) for cell in plan.cells()]
+        with ExitStack() as opened:
+            self.record = opened.enter_context(Record(storage or f"sqlite:///{self.folder / 'study.db'}"))
+            self._take_folder()
+            opened.pop_all()
         self.running: dict[int, Assignment] = {}
         self.again: list[Assignment] = []
         self.deaths: dict[str, int] = {}
         self.took: dict[str, list[float]] = {}
+        self.told_at = 0.0
 
     def __enter__(self) -> Study:
         return self
@@ -97,12 +101,15 @@ class Study:
     def __exit__(self, *_: object) -> None:
         self.record.__exit__()
 
-    def _check_folder(self) -> None:
+    def _take_folder(self) -> None:
         path = self.folder / "study.yaml"
         values = self.plan.to_dict()
         if path.exists():
-            known = (yaml.safe_load(path.read_text()) or {}).get("protocol")
-            if known != values["protocol"]:
+            try:
+                known = yaml.safe_load(path.read_text())
+            except yaml.YAMLError as error:
+                raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+            if not isinstance(known, dict) or known.get("protocol") != values["protocol"]:
                 raise ConfigError(
                     f"{self.folder} holds a study with another protocol",
                     expected="the same: its figures stand in one table",
@@ -112,13 +119,14 @@ class Study:
 
     def run(self, workers: str = "in-order") -> Results:
         """Do what is missing; returns the results, which are also in `results.json`."""
-        with make_pool(workers) as pool:
-            try:
+        self.write()  # a report of it can be made from now on
+        try:
+            with make_pool(workers) as pool:
                 self._work(pool)
-            finally:
-                for assignment in [*self.running.values(), *self.again]:
-                    assignment.trials.release(assignment.trial)
-                results = self.write()
+        finally:  # the workers have ended: nobody writes where another process may go on
+            for assignment in [*self.running.values(), *self.again]:
+                assignment.trials.release(assignment.trial)
+            results = self.write()
         return results
 
     def take_over(self) -> Results:
@@ -143,11 +151,15 @@ class Study:
             if not self.running:
                 if not self.again and all(cell.finished for cell in self.cells):
                     return
+                self.follow(self.state(pool.size))
                 time.sleep(POLL_SECONDS)  # other processes are at work, or actors have no place yet
                 continue
-            for worker, message in pool.receive(POLL_SECONDS):
+            messages = pool.receive(POLL_SECONDS)
+            for worker, message in messages:
                 self._handle(pool, worker, message)
-            self.follow(self.state(pool.size))
+            if not all(isinstance(message, Progress) for _, message in messages) or time.monotonic() >= self.told_at:
+                self.follow(self.state(pool.size))
+                self.told_at = time.monotonic() + TELL_SECONDS
 
     def _next(self) -> Assignment | None:
         """The first trial that can be begun; those that were done elsewhere are taken over."""
@@ -156,11 +168,14 @@ class Study:
                 done = self._done_elsewhere(assignment)
                 if done is None:
                     return assignment
+                cell.ended()
                 assignment.trials.complete(assignment.trial, done)
         return None
 
     def _done_elsewhere(self, assignment: Assignment) -> Outcome | None:
         job = assignment.job
+        if (outcome := assignment.cell.done_before(assignment)) is not None:
+            return outcome
         folder = self.adopted.get(run_key(job.config))
         if folder is None:
             return None
@@ -177,17 +192,19 @@ class Study:
         if isinstance(message, Progress):
             if trials.should_stop(trial, message.epoch, message.score):
                 pool.send(worker, "stop")
+                assignment.cell.ended()
                 trials.prune(trial, message.epoch)
-                assignment.cell.forget_count()
+                drop_weights(self.folder / assignment.job.folder)
                 del self.running[worker]
             else:
                 pool.send(worker, "go_on")
             return
         del self.running[worker]
-        assignment.cell.forget_count()
         if isinstance(message, Died):
             self._mourn(assignment, message)
-        elif isinstance(message, Failure):
+            return
+        assignment.cell.ended()
+        if isinstance(message, Failure):
             trials.fail(trial, message.reason)
         else:
             trials.complete(trial, message)
@@ -200,6 +217,7 @@ class Study:
         if self.deaths[folder] < TRIES:
             self.again.append(dataclasses.replace(assignment, started=time.monotonic()))
         else:
+            assignment.cell.ended()
             assignment.trials.fail(assignment.trial, f"{TRIES} workers died of it: {death.reason}")
 
     def state(self, workers: int) -> StudyState:
@@ -250,29 +268,20 @@ class StudyCell:
         self.plan, self.study = plan, study
         self.finished = False
         self.points = plan.points()
-        self.config(self.points[0], final=True)  # raises now, not in the middle of the study
+        self._protocol = plan.protocol.to_dict()
         self._filled = False
         self._count: tuple[int, int] | None = None
 
     @cached_property
-    def keyed(self) -> dict[str, Settings]:
-        """The points of a grid by key."""
+    def keyed(self) -> dict[str, Settings | None]:
+        """What the search tries by key: points of a grid, or trials whose settings are to be drawn."""
+        if self.sampled:
+            return {f"trial-{number}": None for number in range(self.plan.study.search.trials)}
         return {run_key(self.config(point, final=False)): point for point in self.points}
 
     def config(self, settings: Settings, *, final: bool, seed: int | None = None) -> RunConfig:
         """The run with these settings."""
         return self.plan.config(settings, seed=self.plan.protocol.search_seed if seed is None else seed, final=final)
-
-    @cached_property
-    def grids(self) -> list[Grid]:
-        """What a sampler draws from."""
-        recipe = self.plan.protocol.recipe(self.plan.fields["name"], self.plan.backbone.name)
-        own = set().union(*self.points)
-        grids = [{name: values for name, values in grid.items() if name in own} for grid in recipe.grids]
-        if recipe.rate_factors:
-            rates = tuple(dict.fromkeys(point[RATE] for point in self.points))
-            grids = [{**grid, RATE: rates} for grid in grids]
-        return list({json.dumps(grid): grid for grid in grids}.values())
 
     @cached_property
     def search(self) -> Trials:
@@ -281,23 +290,22 @@ class StudyCell:
 
     @property
     def _search_name(self) -> str:
-        return f"{self.plan.name}/search"
+        if not self.sampled:
+            return f"{self.plan.name}/search"
+        # Trials that are drawn from something else are another search; the keys of a grid's points say it themselves.
+        first = run_key(self.config(self.points[0], final=False))
+        source = [first, self.plan.grids, self.plan.ranges, self.plan.study.search.sampler]
+        return f"{self.plan.name}/search/{digest(json.dumps(source).encode())[:8]}"
 
     @property
     def _final_name(self) -> str:
         return f"{self.plan.name}/final"
 
     def _fill(self) -> None:
-        """Add the trials of the search, the first time that somebody wants one."""
-        if self._filled:
-            return
-        self._filled = True
-        if self.sampled:
-            self.search.add({f"trial-{number}": None for number in range(self.plan.study.search.trials)}, {})
-        else:
-            names = {name for point in self.points for name in point}
-            choices = {name: tuple(dict.fromkeys(p[name] for p in self.points if name in p)) for name in names}
-            self.search.add(self.keyed, choices)
+        """Add the trials of the search, the first time that somebody wants one and when some were lost."""
+        if not self._filled:
+            self.search.add(self.keyed)
+            self._filled = True
 
     @property
     def sampled(self) -> bool:
@@ -323,40 +331,50 @@ class StudyCell:
         """A trial that nobody has begun; None if there is none now (with one of the keys `only`)."""
         if self.finished:
             return None
-        self._count = None
         if self.searches:
             self._fill()
-            trial = self.search.claim(only)
+            trial = self.search.claim(_among(self.keyed, only))
             if trial is not None:
                 if trial.settings is None:
-                    trial = self.search.draw(trial, self.grids)
+                    trial = self.search.draw(trial, self.plan.grids, self.plan.ranges)
                 return self._assign(self.search, trial, final=False)
-            if any(trial.state in ("WAITING", "RUNNING") for trial in self.search.all()):
-                self.search.refresh()
+            if self._waits_for(self.search, self.keyed):
                 return None
         chosen = self.chosen()
         if chosen is None:
-            self.finished = True
+            self.finished, self._count = True, None
             return None
         planned = self.planned(chosen)
-        choices: dict[str, Sequence[Scalar]] = {name: (value,) for name, value in chosen.items()}
-        self.finals.add(planned, {**choices, "train.seed": self.plan.protocol.seeds})
-        trial = self.finals.claim(only)
+        self.finals.add(planned)
+        trial = self.finals.claim(_among(planned, only))
         if trial is not None:
             return self._assign(self.finals, trial, final=True)
-        states = [trial.state for trial in self.finals.all() if trial.key in planned]
-        if {"WAITING", "RUNNING"}.isdisjoint(states):
-            self.finished = True
-        else:
-            self.finals.refresh()
+        self.finished = not self._waits_for(self.finals, planned)
         return None
+
+    def _waits_for(self, trials: Trials, planned: Mapping[str, Settings | None]) -> bool:
+        """Whether others are at work on some of the `planned` trials, or have lost them."""
+        trials.refresh()
+        self._count = None  # others may have done something
+        states = [trial.state for trial in trials.all() if trial.key in planned]
+        lost = len(states) < len(planned)
+        self._filled = self._filled and not lost
+        return lost or not {"WAITING", "RUNNING"}.isdisjoint(states)
+
+    def done_before(self, assignment: Assignment) -> Outcome | None:
+        """What came of another trial of the search for which the same settings were drawn."""
+        if assignment.job.final or not self.sampled:
+            return None
+        same = (trial for trial in self._searched() if trial.settings == assignment.trial.settings)
+        return next((trial.outcome for trial in same if trial.outcome is not None), None)
 
     def _assign(self, trials: Trials, trial: Trial, *, final: bool) -> Assignment:
         assert trial.settings is not None
         settings = {name: value for name, value in trial.settings.items() if name != "train.seed"}
         seed = trial.settings.get("train.seed")
         config = self.config(settings, final=final, seed=seed if isinstance(seed, int) else None)
-        folder = self.folder / ("final" if final else "search") / trial.key
+        name = trial.key if final or not self.sampled else f"{trial.key}-{run_key(config)[:8]}"
+        folder = self.folder / ("final" if final else "search") / name
         job = TrainingJob(
             config=config,
             root=str(self.study.folder),
@@ -369,7 +387,7 @@ class StudyCell:
                 "row": self.plan.row.label,
                 "stage": "final" if final else "search",
                 "settings": trial.settings,
-                "protocol": self.plan.protocol.to_dict(),
+                "protocol": self._protocol,
             },
             prune=self.plan.row.prune,
             command=f"promptvit train --config {folder}/config.yaml --out NEW",
@@ -379,7 +397,7 @@ class StudyCell:
     @property
     def folder(self) -> Path:
         """Of its runs, relative to the study's."""
-        backbone = slug(self.plan.backbone.name) if len(self.plan.study.backbones) > 1 else ""
+        backbone = slug(self.plan.backbone_label) if len(self.plan.study.backbones) > 1 else ""
         return Path("runs", slug(self.plan.task.name), backbone, slug(self.plan.row.label))
 
     def chosen(self) -> Settings | None:
@@ -387,11 +405,14 @@ class StudyCell:
 
         None until all trials of the search are done, or if all failed.
         """
+        return self._choice(self._searched())
+
+    def _choice(self, trials: Sequence[Trial]) -> Settings | None:
         if not self.searches:
             return self.points[0]
-        trials = self._searched()
-        planned = self.plan.study.search.trials if self.sampled else len(self.keyed)
-        if len(trials) < planned or any(trial.state in ("WAITING", "RUNNING") for trial in trials):
+        if not trials or len(trials) < len(self.keyed):
+            return None
+        if any(trial.state in ("WAITING", "RUNNING") for trial in trials):
             return None
         ranked = [
             (-trial.outcome.score, trial.settings.get(RATE) or 0.0, place, trial.settings)
@@ -404,10 +425,7 @@ class StudyCell:
         """The planned trials of the search, in the order of the grid."""
         if not self.searches or not self._begun("search", self._search_name):
             return []
-        trials = self.search.all()
-        if self.sampled:
-            return trials
-        by_key = {trial.key: trial for trial in trials}
+        by_key = {trial.key: trial for trial in self.search.all()}
         return [by_key[key] for key in self.keyed if key in by_key]
 
     def _begun(self, part: str, name: str) -> bool:
@@ -416,7 +434,8 @@ class StudyCell:
 
     def _counted(self) -> tuple[list[Trial], list[Trial]]:
         """The trials of the search that are planned, and of the final runs, in order."""
-        search, chosen = self._searched(), self.chosen()
+        search = self._searched()  # every unfinished trial is read anew from the database
+        chosen = self._choice(search)
         if chosen is None or not self._begun("finals", self._final_name):
             return search, []
         by_key = {trial.key: trial for trial in self.finals.all()}
@@ -430,9 +449,10 @@ class StudyCell:
             self._count = done, done if self.finished else points + len(self.plan.protocol.seeds)
         return self._count
 
-    def forget_count(self) -> None:
-        """A trial has ended."""
-        self._count = None
+    def ended(self) -> None:
+        """A trial of ours is done, and about to be written down."""
+        done, total = self.count()
+        self._count = done + 1, total
 
     def outcomes(self) -> Iterator[Outcome]:
         """Of all trials that are done."""
@@ -445,7 +465,7 @@ class StudyCell:
         return Cell(
             task=self.plan.task.name,
             group=self.plan.task.group,
-            backbone=self.plan.backbone.name,
+            backbone=self.plan.backbone_label,
             method=self.plan.row.label,
             fields=self.plan.fields
             if self.plan.row.prune is None
@@ -456,6 +476,10 @@ class StudyCell:
             planned_finals=len(self.plan.protocol.seeds),
             failures=tuple(trial.reason for trial in finals if trial.state == "FAIL"),
         )
+
+
+def _among(planned: Mapping[str, Settings | None], only: Container[str] | None) -> Container[str]:
+    return planned if only is None else {key for key in planned if key in only}
 
 
 def _point(trial: Trial) -> Point:
@@ -485,7 +509,7 @@ def adoptable(folders: Sequence[Path]) -> dict[str, Path]:
             raise ConfigError(f"--adopt {root}", expected="a folder with finished runs")
         for summary in sorted(root.rglob("summary.json")):
             folder = RunFolder(summary.parent.absolute())
-            if folder.config.exists():
+            if folder.config.exists() and "pruning" not in folder.read_summary():
                 with suppress(ConfigError):  # what this version cannot read is none of its runs
                     found.setdefault(run_key(folder.read_config()), folder.root)
     return found

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from promptvit.search.accuracy import accuracy, caption, figure, flag_text
+from promptvit.search.accuracy import accuracy, caption, flag_text, layout
 from promptvit.search.markup import Block, Heading, Table, Text, latex, markdown
+from promptvit.search.matching import EPOCHS, IMAGES
 from promptvit.search.results import Cell, Results
 from promptvit.search.statistics import Comparison, Row, accuracies, compare, mean_interval, row_figures
 
@@ -35,6 +36,7 @@ def page(results: Results) -> list[Block]:
         Text(text=introduction(results)),
         *accuracy(results),
         *comparisons(results),
+        *intervals(results),
         *costs(results),
         *settings(results),
         *gaps(results),
@@ -46,14 +48,15 @@ def page(results: Results) -> list[Block]:
 def introduction(results: Results) -> str:
     """What the figures are and how they came about."""
     protocol = results.protocol
-    seeds = ", ".join(str(seed) for seed in protocol["seeds"])
+    how = " with the settings that were best on validation images" if any(map(is_searched, results.cells)) else ""
+    done = sum(len(cell.finals) for cell in results.cells)
+    planned = sum(cell.planned_finals for cell in results.cells)
     sentences = [
-        "Test accuracy in %, mean ± standard deviation over seeds (number of seeds).",
-        f"Protocol {protocol['name']}: {protocol['source']}.",
-        f"The settings with the best validation accuracy were run again on {protocol['retrain']} with seeds {seeds}; "
-        f"epoch: {protocol['epoch']}.",
+        f"Protocol {protocol['name']} ({protocol['source']}).",
+        *([f"Changed from it: {changes(protocol['changed'])}."] if protocol["changed"] else []),
+        f"Final runs{how}: on {IMAGES[protocol['retrain']]}, seeds {listed(protocol['seeds'])}; "
+        f"{EPOCHS[protocol['epoch']]} counts. {done:,} of {planned:,} are done.",
         *([f"FGVC by protocol {protocol['fgvc']}."] if protocol["fgvc"] and "fgvc" in results.groups.values() else []),
-        *([f"Changed from the protocol of this name: {changes(protocol['changed'])}."] if protocol["changed"] else []),
         *(f"{flag_text(flag)}." for flag in results.flags),
     ]
     return " ".join(sentences)
@@ -63,12 +66,14 @@ def changes(changed: dict[str, Any]) -> str:
     """What of a protocol was changed, in short."""
     flat = {**changed.get("settings", {}), **changed.get("grid", {})}
     rest = {name: value for name, value in changed.items() if name not in ("settings", "grid")}
-    return ", ".join(f"{name} {listed(value)}" for name, value in {**flat, **rest}.items())
+    return "; ".join(f"{name} {listed(value)}" for name, value in {**flat, **rest}.items())
 
 
 def listed(value: Any) -> str:
     """A value or several."""
-    return " or ".join(str(each) for each in value) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(listed, value))
+    return "its default" if value is None else str(value)
 
 
 def comparisons(results: Results) -> Iterator[Block]:
@@ -83,22 +88,26 @@ def comparisons(results: Results) -> Iterator[Block]:
         said = f" Of {len(pairs)} pairs those with the best row, {best[1]}, are shown."
     backbones = len({backbone for backbone, _ in results.rows}) > 1
     yield Heading(text="Comparisons")
-    yield Text(
-        text="The first against the second, over tasks: points of difference with the 95 % interval of a paired "
-        "bootstrap; Wilcoxon's signed-rank test, two-sided, and after Holm's correction for all pairs; the tasks where "
-        f"their seeds differ by Welch's t test (p < 0.05).{said}"
+    text = (
+        "First minus second in points, over the tasks of both, with the 95 % interval of a paired bootstrap. "
+        "p: Wilcoxon's signed-rank test, two-sided; Holm: corrected for all pairs. "
+        f"Seeds differ: tasks with p < 0.05 in Welch's t test.{said}"
     )
     yield Table(
-        caption=caption(results, "Methods against each other"),
-        header=("first", "second", "tasks", "wins, ties, losses", "difference", "p", "p (Holm)", "seeds differ"),
+        caption=caption(results, text),
+        header=("first", "second", "tasks", "wins, ties, losses", "difference", "p", "Holm", "seeds differ"),
         rows=tuple(comparison_row(pair, backbones) for pair in shown),
     )
 
 
 def best_row(results: Results) -> Row:
-    """The row with the best mean over the tasks that it has."""
+    """The row with the best mean over tasks, of those that have the most."""
     figures = row_figures(results)
-    return max(figures, key=lambda row: float(np.mean([np.mean(each) for each in figures[row].values()] or [0])))
+
+    def standing(row: Row) -> tuple[int, float]:
+        return len(figures[row]), float(np.mean([np.mean(each) for each in figures[row].values()] or [0]))
+
+    return max(figures, key=standing)
 
 
 def comparison_row(pair: Comparison, with_backbone: bool) -> tuple[str, ...]:
@@ -108,7 +117,7 @@ def comparison_row(pair: Comparison, with_backbone: bool) -> tuple[str, ...]:
     difference = (
         ""
         if interval is None
-        else f"{100 * interval.mean:+.2f} ({100 * interval.low:+.2f} to {100 * interval.high:+.2f})"
+        else f"{100 * interval.mean:+z.2f} ({100 * interval.low:+z.2f} to {100 * interval.high:+z.2f})"
     )
     seeds = f"{pair.better} better, {pair.worse} worse of {pair.tested}" if pair.tested else "one seed"
     wins = f"{pair.wins}, {pair.ties}, {pair.losses}"
@@ -121,14 +130,14 @@ def p_value(p: float | None) -> str:
 
 
 def costs(results: Results) -> Iterator[Block]:
-    """Parameters, bytes and seconds of each row, and how many points were tried."""
+    """Parameters, bytes and seconds of each row, and how many points were tried, if any."""
+    searched = any(map(is_searched, results.cells))
     rows = []
     for backbone, method in results.rows:
         cells = [cell for cell in results.cells if (cell.backbone, cell.method) == (backbone, method)]
         finals = [final for cell in cells for final in cell.finals]
         tried = [sum(point.state in ("complete", "pruned") for point in cell.points) for cell in cells]
         hours = sum(run.seconds for cell in cells for run in (*cell.points, *cell.finals)) / 3600
-        seconds = f"{np.mean([final.seconds for final in finals]):.0f}" if finals else ""
         rows.append(
             (
                 *(() if one_backbone(results) else (backbone,)),
@@ -136,26 +145,29 @@ def costs(results: Results) -> Iterator[Block]:
                 span([final.trained_parameters for final in finals], "{:,}"),
                 span([final.trained_percent for final in finals], "{:.2f}"),
                 span([final.delta_bytes / 1024 for final in finals], "{:,.0f}"),
-                seconds,
-                span(tried, "{}"),
+                f"{np.mean([final.seconds for final in finals]):.0f}" if finals else "",
+                *((span(tried, "{}"),) if searched else ()),
                 f"{hours:.2f}",
             )
         )
-    header = (
-        "method",
-        "trained parameters",
-        "trained %",
-        "delta, KiB",
-        "seconds a run",
-        "points tried",
-        "hours in all",
-    )
+    header = ("method", "trained parameters", "trained %", "delta, KiB", "seconds a run")
     yield Heading(text="Cost")
+    text = "Final runs, from the least to the most over tasks and seeds; seconds: their mean; hours: of all runs"
     yield Table(
-        caption=caption(results, "Final runs over tasks and seeds; points tried per task; hours of all runs together"),
-        header=(*(() if one_backbone(results) else ("backbone",)), *header),
+        caption=caption(results, f"{text}; points: tried for each task" if searched else text),
+        header=(
+            *(() if one_backbone(results) else ("backbone",)),
+            *header,
+            *(("points",) if searched else ()),
+            "hours",
+        ),
         rows=tuple(rows),
     )
+
+
+def is_searched(cell: Cell) -> bool:
+    """Whether there was something to choose from."""
+    return len(cell.points) > 1
 
 
 def one_backbone(results: Results) -> bool:
@@ -171,34 +183,44 @@ def span(values: Sequence[int] | Sequence[float], form: str) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-def settings(results: Results) -> Iterator[Block]:
-    """What every search chose, of how many points, and the interval of what it gave."""
-    yield Heading(text="Settings")
-    yield Text(text="Rows:", items=tuple(dict.fromkeys(row_fields(cell, results) for cell in results.cells)))
-    yield Table(
-        caption=caption(results, "Chosen on validation images; 95 %: Student's interval of the mean over seeds"),
-        header=(
-            "task",
-            "method",
-            *(() if one_backbone(results) else ("backbone",)),
-            "chosen",
-            "points",
-            "test",
-            "95 %",
-        ),
-        rows=tuple(
-            (
-                cell.task,
-                cell.method,
-                *(() if one_backbone(results) else (cell.backbone,)),
-                chosen(cell),
-                points(cell),
-                figure(cell),
-                interval(cell),
+def intervals(results: Results) -> Iterator[Block]:
+    """Of the means over seeds, where there are several."""
+    cells = {(cell.backbone, cell.method, cell.task): interval(cell) for cell in results.cells}
+    if not any(cells.values()):
+        return
+    named = () if one_backbone(results) else ("backbone",)
+    yield Heading(text="Intervals")
+    for text, tasks, _ in layout(results):
+        if tasks:
+            where = "" if tasks == results.tasks else f" {text}:"
+            yield Table(
+                caption=caption(results, f"Test accuracy in %,{where} Student's 95 % interval of the mean over seeds"),
+                header=(*named, "method", *tasks),
+                rows=tuple(
+                    (*row[-1 - len(named) :], *(cells.get((*row, task), "") for task in tasks)) for row in results.rows
+                ),
             )
-            for cell in results.cells
-        ),
-    )
+
+
+def settings(results: Results) -> Iterator[Block]:
+    """What rows stand for, and what every search chose, of how many points; nothing if names say it all."""
+    rows = dict.fromkeys(row_fields(cell, results) for cell in results.cells)
+    told = tuple(row for row in rows if len(set(row.split(": ", 1))) > 1)
+    searched = [cell for cell in results.cells if is_searched(cell)]
+    if told or searched:
+        yield Heading(text="Settings")
+    if told:
+        yield Text(text="Rows:", items=told)
+    if searched:
+        named = not one_backbone(results)
+        yield Table(
+            caption=caption(results, "Chosen on validation images"),
+            header=("task", "method", *(("backbone",) if named else ()), "chosen", "points"),
+            rows=tuple(
+                (cell.task, cell.method, *((cell.backbone,) if named else ()), chosen(cell), points(cell))
+                for cell in searched
+            ),
+        )
 
 
 def row_fields(cell: Cell, results: Results) -> str:
@@ -218,7 +240,10 @@ def chosen(cell: Cell) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value with few digits."""
+    """A value with few digits; fields in brackets, a name without the word."""
+    if isinstance(value, dict):
+        parts = (plain(inner) if name == "name" else f"{name} {plain(inner)}" for name, inner in value.items())
+        return f"({', '.join(parts)})"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -232,9 +257,9 @@ def points(cell: Cell) -> str:
 
 
 def interval(cell: Cell) -> str:
-    """Student's, in %."""
+    """Student's, in %, as far as there are such accuracies."""
     found = mean_interval([100 * value for value in accuracies(cell)])
-    return "" if found is None else f"{found.low:.1f} to {found.high:.1f}"
+    return "" if found is None else f"{max(found.low, 0):.1f} to {min(found.high, 100):.1f}"
 
 
 def gaps(results: Results) -> Iterator[Block]:
@@ -250,8 +275,9 @@ def gaps(results: Results) -> Iterator[Block]:
         for point in cell.points
         if point.state == "failed"
     ]
-    yield Heading(text="Not run")
-    yield Text(items=tuple(dict.fromkeys(lines)) or ("Nothing: all seeds of all cells stand here.",))
+    if lines:
+        yield Heading(text="Not run")
+        yield Text(items=tuple(dict.fromkeys(lines)))
 
 
 def missing_seeds(results: Results, row: Row) -> list[str]:

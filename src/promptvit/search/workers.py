@@ -10,21 +10,28 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
 
 import torch
 
-from promptvit.errors import ConfigError
+from promptvit.errors import ConfigError, PromptvitError
 from promptvit.search.jobs import Job, Message, Progress, run_job
 from promptvit.train.stock import Stock
 
 Call = Literal["begin", "go_on", "stop"]
+READY = "ready"
+"""The first message of a worker process."""
+STILLBORN = 3
+"""So many worker processes in a row that end before it, and there will be none."""
+LOCAL = re.compile(r"local:([1-9]\d*)")
+RAY = re.compile(r"(ray://[^#]+|ray:(?:auto|local|[^#/]+:\d+))(?:#([1-9]\d*))?")
 
 
 class Worker:
@@ -131,11 +138,13 @@ class Processes(Pool):
         self.threads = max(1, (os.cpu_count() or 1) // count)
         self.workers = [self._start() for _ in range(count)]
         self.busy = [False] * count
+        self.stillborn = 0
 
     def _start(self) -> tuple[Any, Connection]:
         ours, theirs = self.context.Pipe()
         process = self.context.Process(target=_serve, args=(theirs, self.threads), daemon=False)
-        process.start()
+        with _interrupts_later():
+            process.start()
         theirs.close()
         return process, ours
 
@@ -163,7 +172,13 @@ class Processes(Pool):
                 ours.close()
                 process.join()
                 message = Died(reason=f"worker process {process.pid} ended with code {process.exitcode}")
+                self.stillborn += 1
+                if self.stillborn == STILLBORN:
+                    raise RuntimeError(f"{message.reason}, as {STILLBORN - 1} before it, without a beginning") from None
                 self.workers[number] = self._start()
+            if message == READY:
+                self.stillborn = 0
+                continue
             if isinstance(message, Exception):
                 raise message
             self.busy[number] = not is_last(message)
@@ -176,7 +191,21 @@ class Processes(Pool):
         for (process, _), busy in zip(self.workers, self.busy, strict=True):
             if busy:
                 process.terminate()
+        for process, _ in self.workers:
             process.join()
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """What is started here is deaf to Ctrl-C from its first moment on: it inherits the mask."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection: Connection, threads: int) -> None:
@@ -184,6 +213,8 @@ def _serve(connection: Connection, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study's process is interrupted, and ends this one
     torch.set_num_threads(threads)
     worker = Worker()
+    with suppress(OSError):
+        connection.send(READY)
     while True:
         try:
             call, job = connection.recv()
@@ -191,6 +222,8 @@ def _serve(connection: Connection, threads: int) -> None:
             return
         try:
             message = worker.do(call, job)
+        except (PromptvitError, OSError, MemoryError) as error:  # no run would fare better
+            message = error
         except Exception:  # a fault of ours: the study must not go on
             message = RuntimeError(f"in a worker process:\n{traceback.format_exc()}")
         try:
@@ -205,18 +238,23 @@ def is_last(message: Message | Died) -> bool:
     return not isinstance(message, Progress)
 
 
+def check_workers(workers: str) -> None:
+    """Raise ConfigError for what `make_pool` does not know."""
+    if workers != "in-order" and not LOCAL.fullmatch(workers) and not RAY.fullmatch(workers):
+        raise ConfigError(f"workers={workers!r}", expected="in-order, local:N, ray:auto, or ray://HOST:PORT#N")
+
+
 def make_pool(workers: str) -> Pool:
     """`in-order`; `local:N` processes; or `ray://HOST:PORT`, `ray:auto`, `ray:local`, each with `#N` actors if given.
 
     Raises ConfigError for another word or a cluster that is not there.
     """
-    if workers == "in-order":
-        return InOrder()
-    if match := re.fullmatch(r"local:([1-9]\d*)", workers):
+    check_workers(workers)
+    if match := LOCAL.fullmatch(workers):
         return Processes(int(match[1]))
-    if match := re.fullmatch(r"(ray://[^#]+|ray:(?:auto|local|[^#/]+:\d+))(?:#([1-9]\d*))?", workers):
+    if match := RAY.fullmatch(workers):
         from promptvit.search.ray_workers import RayActors
 
         address = match[1] if match[1].startswith("ray://") else match[1].removeprefix("ray:")
         return RayActors(address, int(match[2]) if match[2] else None)
-    raise ConfigError(f"workers={workers!r}", expected="in-order, local:N, ray:auto, or ray://HOST:PORT#N")
+    return InOrder()

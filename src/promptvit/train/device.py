@@ -27,5 +27,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise ConfigError(f"precision={config.precision}: {error}", where="TrainConfig", fix="Use fp32") from error
 
 
+def seed_all(seed: int, device: torch.device) -> None:
+    """`torch.manual_seed` for the CPU and this device alone: with a CUDA build on a machine without a GPU, torch's own
+    notes every call down for later, with its stack."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 def _no_device(name: str, reason: str) -> ConfigError:
     return ConfigError(f"device={name}: {reason}", expected="auto or cpu here", where="TrainConfig")

@@ -31,7 +31,7 @@ from promptvit.methods.base import Method
 from promptvit.model import TunedModel, assemble, class_names
 from promptvit.shapes import Labels, Logits
 from promptvit.train.config import RunConfig, Test
-from promptvit.train.device import make_accelerator
+from promptvit.train.device import make_accelerator, seed_all
 from promptvit.train.evaluate import Metrics, measure, predict, predict_features
 from promptvit.train.folder import Row, RunFolder, When
 from promptvit.train.optim import learning_rate, make_loss, make_optimizer, scheduled_rate, set_learning_rate
@@ -172,7 +172,7 @@ class Run:
             raise ConfigError("test=every-epoch: the task has no test images", expected="once", where="TrainConfig")
         backbone = stock.backbone(config.backbone)
         backbone.set_checkpointing(settings.checkpointing)
-        torch.manual_seed(settings.seed)
+        seed_all(settings.seed, self.accelerator.device)
         self.preprocessing = config.data.preprocessing(backbone.preprocessing)
         self.splits: dict[str, Split] = {}
         if method.needs_samples:
@@ -304,7 +304,7 @@ class Run:
         started = time.perf_counter()
         # All chance of an epoch comes from its number, so a resumed run needs no random state.
         seed = _seed(self.config.train.seed, epoch, self.accelerator.process_index)
-        torch.manual_seed(seed)
+        seed_all(seed, self.accelerator.device)
         generator = torch.Generator().manual_seed(seed)
         self.loader.set_epoch(epoch)  # type: ignore[attr-defined]  # accelerate's loaders have it
         self.wrapped.train()
