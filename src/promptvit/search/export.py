@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from promptvit.files import json_bytes
@@ -51,7 +52,7 @@ def _plain(run: Point | Final) -> dict[str, Any]:
 def everything(results: Results) -> dict[str, Any]:
     """Results, means and intervals, comparisons, and published rows with the reasons against them, as plain values."""
     return {
-        "results": results.to_dict(),
+        "results": _without_machine(results.to_dict()),
         "rows": [
             {
                 "backbone": row[0],
@@ -72,6 +73,14 @@ def everything(results: Results) -> dict[str, Any]:
         ],
         "comparisons": [dataclasses.asdict(pair) for pair in compare(results)],
     }
+
+
+def _without_machine(values: dict[str, Any]) -> dict[str, Any]:
+    """Of runs that were taken over from elsewhere, the folder's name alone."""
+    for run in (run for cell in values["cells"] for part in ("points", "finals") for run in cell[part]):
+        if Path(run["folder"]).is_absolute():
+            run["folder"] = Path(run["folder"]).name
+    return values
 
 
 def json_text(results: Results) -> str:

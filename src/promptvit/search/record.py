@@ -182,6 +182,8 @@ class Trials:
         state = self.record.optuna.trial.TrialState
         if not any(trial.key in wanted for trial in self._waiting):
             self._waiting = [trial for trial in self.all() if trial.state == "WAITING"]
+            if self.record.shared:  # so that processes seldom want the same
+                random.shuffle(self._waiting)
         for trial in [trial for trial in self._waiting if trial.key in wanted]:
             self._waiting.remove(trial)
             # Before it is running: one without a heartbeat is never found to be lost.

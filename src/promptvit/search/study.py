@@ -502,8 +502,11 @@ def _final(trial: Trial, outcome: Outcome) -> Final:
 
 
 def adoptable(folders: Sequence[Path]) -> dict[str, Path]:
-    """Finished runs below `folders`, by their key; raises ConfigError for a folder that is not there."""
-    found = {}
+    """Finished runs below `folders`, by their key; raises ConfigError for a folder that is not there.
+
+    Of several with one key the first, or the last that was pruned: a pruned row wants what lies beside it.
+    """
+    found: dict[str, Path] = {}
     for root in folders:
         if not root.is_dir():
             raise ConfigError(f"--adopt {root}", expected="a folder with finished runs")
@@ -511,5 +514,7 @@ def adoptable(folders: Sequence[Path]) -> dict[str, Path]:
             folder = RunFolder(summary.parent.absolute())
             if folder.config.exists() and "pruning" not in folder.read_summary():
                 with suppress(ConfigError):  # what this version cannot read is none of its runs
-                    found.setdefault(run_key(folder.read_config()), folder.root)
+                    key = run_key(folder.read_config())
+                    if key not in found or folder.root.with_name(folder.root.name + PRUNED).exists():
+                        found[key] = folder.root
     return found

@@ -71,7 +71,8 @@ class Stock:
 
         def load() -> tuple[tuple[FeatureDataset, ImageDataset], int]:
             features = FeatureDataset(frozen_features(images, model, accelerator), images.labels)
-            return (features, images), features.bytes  # the images too: their identity stays theirs
+            # The images too: their identity stays theirs, and so they stay in memory.
+            return (features, images), features.bytes + images.bytes
 
         return self._get((*key, str(accelerator.device)), load)[0]
 
