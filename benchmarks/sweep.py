@@ -188,8 +188,8 @@ def page(record: dict[str, Any]) -> str:
             f"| largest difference of a validation accuracy | {points['largest_difference']:.1g} | 1e-6 |",
             "",
             f"Best validation accuracy: {points['best_accuracy']['study']:.4f} in the sweep, "
-            f"{points['best_accuracy']['separate']:.4f} in the runs one by one. Times are of this one machine, "
-            "whatever else it did: the ratios are what counts.",
+            f"{points['best_accuracy']['separate']:.4f} in the runs one by one that were measured. Times are of "
+            "this one machine, whatever else it did: the ratios are what counts.",
             "",
             f"- Command: `{record['command']}`",
             f"- Commit: {record['commit']}",
