@@ -245,7 +245,12 @@ def alive(group: int) -> list[str]:
 @pytest.mark.parametrize("workers", ["in-order", "local:2"])
 @pytest.mark.parametrize("when", ["at the start", "in the middle"])
 def test_ctrl_c_ends_it_with_130_and_nothing_is_lost(tasks, tmp_path, workers, when):
-    command = [sys.executable, "-m", "promptvit.cli", "bench", str(tasks), "--out", "study", *SMALL]
+    # Whoever runs the tests in the background may ignore Ctrl-C, which a process would inherit.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from promptvit.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "bench", str(tasks), "--out", "study", *SMALL]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, "--workers", workers], stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
