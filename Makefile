@@ -35,7 +35,7 @@ demo: setup
 	$(OFFLINE) $(RUN)/promptvit demo
 
 test: setup
-	$(OFFLINE) $(RUN)/pytest --numprocesses auto
+	$(OFFLINE) $(RUN)/pytest --numprocesses auto --dist worksteal --durations 25
 
 check: setup
 	$(RUN)/ruff format --check .

@@ -24,8 +24,9 @@ import yaml
 
 from promptvit.search.jobs import Job, Outcome, TrainingJob
 from promptvit.search.origin import origin
-from promptvit.search.plan import Row, StudyPlan
+from promptvit.search.plan import StudyPlan
 from promptvit.search.protocols import PROTOCOLS
+from promptvit.search.row import Row
 from promptvit.search.study import Study, StudyState
 from promptvit.train.stock import Stock
 

@@ -25,6 +25,8 @@ def test_the_defaults_are_valid():
         ("augment", "flip+crop"),
         ("validation_fraction", 0.0),
         ("validation_fraction", 1.0),
+        ("images", 3),
+        ("shots", 0),
         ("train_share", 0.0),
         ("train_share", 1.5),
         ("train_share", float("nan")),

@@ -49,6 +49,26 @@ def test_a_share_of_the_training_images_leaves_the_others_where_they_are(root):
     assert load_task(DataConfig(source=str(root), train_share=0.5, seed=3)).train.images != share.train.images
 
 
+def test_fewer_images_make_training_and_validation_smaller(root):
+    whole, few = (load_task(DataConfig(source=str(root), images=images)) for images in (10, 5))
+    assert (len(whole.train), len(whole.val)) == (8, 2)
+    assert (len(few.train), len(few.val)) == (4, 2)  # one validation image of each class at least
+    assert set(few.train.images) < set(whole.train.images)
+    other = load_task(DataConfig(source=str(root), images=5, seed=3))
+    assert other.train.images != few.train.images
+    with pytest.raises(DataError, match=r"images=11 of .*which has 10.*expected 4 \(two for each class\) to 10"):
+        load_task(DataConfig(source=str(root), images=11))
+
+
+def test_shots_are_images_of_each_class_to_train_on_and_to_validate_by(root):
+    one = load_task(DataConfig(source=str(root), shots=1))
+    assert one.train.labels.tolist() == one.val.labels.tolist() == [0, 1]
+    two = load_task(DataConfig(source=str(root), shots=2))
+    assert len(two.train) == 4
+    assert set(one.train.images) < set(two.train.images)
+    assert len(load_task(DataConfig(source=str(root), shots=1, train_on="train+val")).train) == 4
+
+
 def test_an_unknown_source_says_what_is_accepted(tmp_path):
     with pytest.raises(DataError, match=r"'digit' is neither.*train/CLASS/IMAGE.*train800.txt.*Did you mean digits\?"):
         load_task(DataConfig(source="digit"))

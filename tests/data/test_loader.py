@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from promptvit.data.dataset import ImageDataset
-from promptvit.data.loader import EpochSampler, make_loader
+from promptvit.data.dataset import FeatureDataset, ImageDataset
+from promptvit.data.loader import EpochSampler, FeatureLoader, make_loader
 from promptvit.data.task import Split
 from promptvit.preprocessing import Preprocessing
 
@@ -63,3 +63,17 @@ def test_accelerate_prepares_it_and_passes_the_epoch_on():
         orders.append(order(prepared))
         assert orders[-1] == order(plain)
     assert orders[0] == orders[2] != orders[1]
+
+
+@pytest.mark.parametrize(("shuffle", "drop_last"), [(False, False), (True, False), (True, True)])
+def test_batches_of_features_are_those_of_a_loader(shuffle, drop_last):
+    features = FeatureDataset(torch.randn(11, 3), torch.arange(11))
+    settings = {"batch_size": 4, "shuffle": shuffle, "seed": 3, "drop_last": drop_last}
+    plain = make_loader(features, **settings, workers=0)
+    ours = FeatureLoader(features, **settings, device=torch.device("cpu"))
+    for epoch in (0, 5):
+        plain.sampler.set_epoch(epoch)
+        ours.set_epoch(epoch)
+        assert len(ours) == len(plain)
+        for mine, theirs in zip(ours, plain, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))

@@ -13,8 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from promptvit.search.jobs import Job, Outcome, Progress, TrainingJob
-from promptvit.search.plan import Row, StudyPlan
+from promptvit.search.plan import StudyPlan
 from promptvit.search.protocol import Protocol, Recipe
+from promptvit.search.row import Row
 from promptvit.train.stock import Stock
 
 SIZES = {"train800": 40, "val200": 20, "test": 24}

@@ -9,6 +9,10 @@ from promptvit.search.protocols import PROTOCOLS
 VIT, SWIN, MAE, RESNET = "vit_base_patch16_224.orig_in21k", "swin_base_patch4_window7_224", "vit_base.mae", "resnet50"
 
 
+def points_of(protocol, method, backbone, own_rate=1.0):
+    return protocol.recipe(method, backbone).points(own_rate)
+
+
 def rates_and_decays(points):
     return {(point["train.learning_rate"], point.get("train.weight_decay")) for point in points}
 
@@ -32,28 +36,28 @@ def rates_and_decays(points):
     ],
 )
 def test_the_grids_of_rates_and_decays_are_as_large_as_the_papers(protocol, method, backbone, count):
-    points = PROTOCOLS[protocol].points(method, backbone, own_rate=1.0)
+    points = points_of(PROTOCOLS[protocol], method, backbone)
     assert len(rates_and_decays(points)) == count
 
 
 def test_prompt_lengths_decide_the_batch_size_and_depend_on_the_backbone():
-    points = PROTOCOLS["vpt"].points("vpt-deep", VIT, own_rate=1.0)
+    points = points_of(PROTOCOLS["vpt"], "vpt-deep", VIT)
     assert len(points) == 6 * 40
     assert {(p["method.length"], p["train.batch_size"]) for p in points} == {
         *((length, 128) for length in (1, 5, 10, 50)),
         *((length, 64) for length in (100, 200)),
     }
-    assert {p["method.length"] for p in PROTOCOLS["vpt"].points("vpt-deep", SWIN, 1.0)} == {1, 5, 10, 50}
+    assert {p["method.length"] for p in points_of(PROTOCOLS["vpt"], "vpt-deep", SWIN)} == {1, 5, 10, 50}
 
 
 def test_full_fine_tuning_of_the_fourth_paper_has_two_settings_for_each_rate():
-    points = PROTOCOLS["vpt-or-ft"].points("full", VIT, own_rate=1.0)
+    points = points_of(PROTOCOLS["vpt-or-ft"], "full", VIT)
     assert len(points) == 8
     assert {(p["train.optimizer"], p["train.weight_decay"]) for p in points} == {("adamw", 0.01), ("sgd", 0.0)}
 
 
 def test_factors_are_of_the_methods_own_rate():
-    points = PROTOCOLS["quick"].points("vpt-deep", VIT, own_rate=0.005)
+    points = points_of(PROTOCOLS["quick"], "vpt-deep", VIT, own_rate=0.005)
     assert [point["train.learning_rate"] for point in points] == [0.005 * (1 / 3), 0.005, 0.005 * 3.0]
 
 
@@ -68,7 +72,7 @@ def test_a_change_keeps_the_grids_that_have_the_values_and_is_written_down():
     protocol = PROTOCOLS["vpt"].change(
         settings={"train.epochs": 2}, grid={"method.length": (1, 5), "train.learning_rate": (5.0,)}, seeds=(42,)
     )
-    points = protocol.points("vpt-deep", VIT, 1.0)
+    points = points_of(protocol, "vpt-deep", VIT)
     assert len(points) == 2 * 4
     assert {point["train.batch_size"] for point in points} == {128}
     assert protocol.settings["train.epochs"] == 2
@@ -81,9 +85,9 @@ def test_a_change_keeps_the_grids_that_have_the_values_and_is_written_down():
 
 def test_a_change_to_values_that_no_grid_has_takes_their_place():
     protocol = PROTOCOLS["quick"].change(grid={"train.learning_rate": (0.1, 0.2)})
-    assert [p["train.learning_rate"] for p in protocol.points("linear", VIT, 1.0)] == [0.1, 0.2]
+    assert [p["train.learning_rate"] for p in points_of(protocol, "linear", VIT)] == [0.1, 0.2]
     fixed = PROTOCOLS["quick"].change(settings={"train.learning_rate": 0.3})
-    assert fixed.points("linear", VIT, 1.0) == [{}]
+    assert points_of(fixed, "linear", VIT) == [{}]
 
 
 def test_peeking_is_flagged():
@@ -112,7 +116,7 @@ def test_what_means_nothing_is_refused(fields, message):
 
 def test_a_method_without_a_recipe_is_refused_with_what_there_is():
     with pytest.raises(ConfigError, match="no recipe for spt-deep"):
-        PROTOCOLS["vpt"].points("spt-deep", VIT, 1.0)
+        points_of(PROTOCOLS["vpt"], "spt-deep", VIT)
 
 
 def test_a_single_name_in_yaml_is_not_its_letters():
@@ -120,7 +124,7 @@ def test_a_single_name_in_yaml_is_not_its_letters():
     values = {"methods": "vpt-*", "settings": {}, "grids": [{"train.optimizer": "adamw"}]}
     protocol = Protocol.from_dict({"name": "mine", "source": "", "recipes": [values], "seeds": 3})
     assert protocol.recipes[0].methods == ("vpt-*",)
-    assert protocol.points("vpt-deep", VIT, 1.0) == [{"train.optimizer": "adamw"}]
+    assert points_of(protocol, "vpt-deep", VIT) == [{"train.optimizer": "adamw"}]
     assert protocol.seeds == (3,)
 
 
@@ -129,7 +133,7 @@ def test_the_last_change_counts_and_can_be_made_again():
     first, second = {"grid": {rate: (1.0, 2.0)}}, {"settings": {rate: 3.0}}
     changed = PROTOCOLS["quick"].change(**first).change(**second)
     assert changed.changed == second
-    assert PROTOCOLS["quick"].change(**changed.changed).points("linear", VIT, 1.0) == [{}]
+    assert points_of(PROTOCOLS["quick"].change(**changed.changed), "linear", VIT) == [{}]
     back = changed.change(**first)
     assert back.changed == first
     assert rate not in back.settings

@@ -7,7 +7,7 @@ import pytest
 
 from promptvit.data.catalog import FGVC, VTAB
 from promptvit.methods import METHODS
-from promptvit.search.matching import beside, find
+from promptvit.search.matching import beside
 from promptvit.search.protocols import PROTOCOLS
 from promptvit.search.published import GROUP_OF, GROUPS, published
 from promptvit.search.results import Cell, Results
@@ -15,6 +15,7 @@ from promptvit.search.results import Cell, Results
 CLASSES = {task.name: task.classes for task in (*VTAB, *FGVC)}
 COUNTS = {group: sum(own == group for own in GROUP_OF.values()) for group in GROUPS}
 VIT = "vit_base_patch16_224.orig_in21k"
+DEEP = {"name": "vpt-deep"}
 SUPERVISED, SWIN, MOCO = (
     "ViT-B/16, supervised on ImageNet-21k",
     "Swin-B, supervised on ImageNet-21k",
@@ -157,16 +158,20 @@ class TestFacts:
             assert statistics.mean(row.means[group] for group in GROUPS[:3]) == pytest.approx(groups, abs=0.051)
 
 
+def matches(task="svhn", backbone=VIT, method=DEEP, protocol=PROTOCOLS["vpt"]):
+    """The published rows beside a study of one cell."""
+    cell = Cell(task=task, group="", backbone=backbone, method="ours", fields=method)
+    return beside(Results(name="s", protocol=protocol.to_dict(), cells=(cell,)), (backbone, "ours"))
+
+
 def reasons(task="svhn", label=None, **given):
     """Why the closest row, or that of a label, is not like for like."""
-    given = {"backbone": VIT, "method": {"name": "vpt-deep"}, "protocol": PROTOCOLS["vpt"], **given}
-    found = [match for match in find(task, **given) if label in (None, match.row.label)]
-    return found[0].reasons
+    return next(match.reasons for match in matches(task, **given) if label in (None, match.row.label))
 
 
-class TestFind:
+class TestBeside:
     def test_the_same_backbone_method_and_protocol(self):
-        closest, *others = find("svhn", backbone=VIT, method={"name": "vpt-deep"}, protocol=PROTOCOLS["vpt"].to_dict())
+        closest, *others = matches()
         assert (closest.row.table, closest.row.values["svhn"], closest.reasons) == ("Table 1", 78.1, ())
         assert all(match.reasons for match in others)
 
@@ -174,7 +179,7 @@ class TestFind:
         assert reasons(method={"name": "vpt", "depth": "deep"}) == ()
         assert all(
             match.row.method["name"] == "mixed"
-            for match in find("svhn", backbone=VIT, method={"name": "mixed"}, protocol=PROTOCOLS["vpt-or-ft"])
+            for match in matches(method={"name": "mixed"}, protocol=PROTOCOLS["vpt-or-ft"])
         )
 
     def test_fgvc_has_its_own_protocol(self):
@@ -238,11 +243,10 @@ class TestFind:
         assert reasons(method={"name": "lora"}) == ("none of our protocols describes how it was trained",)
 
     def test_both_files_of_moco_hold_one_encoder(self):
-        given = {"method": {"name": "vpt-deep"}, "protocol": PROTOCOLS["vpt"]}
-        assert reasons(backbone="moco_v3_vit_base", label="VPT-deep", **given) == ()
+        assert reasons(backbone="moco_v3_vit_base", label="VPT-deep") == ()
 
     def test_no_row_for_an_unknown_task(self):
-        assert find("sprites", backbone=VIT, method={"name": "full"}, protocol=PROTOCOLS["vpt"]) == ()
+        assert matches("sprites", method={"name": "full"}) == ()
 
 
 def test_reasons_of_a_row_name_the_tasks_that_they_hold_for():

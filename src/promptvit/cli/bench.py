@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptvit.cli.options import command_line, make_parser, note, parse
-from promptvit.cli.studies import StudyBar, add_study_options, study_values, write_pages
+from promptvit.cli.options import command_line, make_parser, parse
+from promptvit.cli.studies import add_study_options, run_study, study_values
 from promptvit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,8 +63,12 @@ def run(arguments: list[str]) -> None:
         lines = [line for plan in plans for line in dry_run(plan)]
         print(json.dumps(lines) if values["json"] else "\n".join(lines))
         return
+    from promptvit.search.tables import markdown_page
+
     plan = joined(plans)
-    work(plan, Path(values["out"] or Path("runs", plan.name)), values, command_line("bench", arguments))
+    folder = Path(values["out"] or Path("runs", plan.name))
+    results = run_study(plan, folder, values, command_line("bench", arguments))
+    print(json.dumps(results.to_dict(), ensure_ascii=False) if values["json"] else markdown_page(results))
 
 
 def typed_plan(values: dict) -> StudyPlan:
@@ -119,23 +123,3 @@ def joined(plans: list[StudyPlan]) -> StudyPlan:
     return dataclasses.replace(
         first, name=f"{first.name}-and-{len(plans) - 1}-more", rows=tuple(row for plan in plans for row in plan.rows)
     )
-
-
-def work(plan: StudyPlan, folder: Path, values: dict, command: str) -> None:
-    """Run the study, write its pages, and print the tables."""
-    from promptvit.search.study import Study
-    from promptvit.search.tables import markdown_page
-
-    adopt = [Path(name) for name in values["adopt"]]
-    with (
-        StudyBar() as bar,
-        Study(plan, folder, storage=values["storage"], adopt=adopt, follow=bar.show, command=command) as study,
-    ):
-        try:
-            results = study.take_over() if values["table"] else study.run(values["workers"])
-        except BaseException:
-            write_pages(folder, study.results())  # of what is done; --page is for a study that is
-            raise
-        written = write_pages(folder, results, values["page"])
-    print(json.dumps(results.to_dict(), ensure_ascii=False) if values["json"] else markdown_page(results))
-    note(f"written: {', '.join(str(path) for path in written)}")

@@ -8,7 +8,8 @@ import inspect
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,7 +17,7 @@ import jsonargparse
 import yaml
 
 from promptvit.errors import ConfigError
-from promptvit.registry import nearest
+from promptvit.registry import nearest, unknown
 
 SHORT = {
     "--data": "--data.source",
@@ -78,11 +79,11 @@ def parse(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> dict
 
 
 def _one_line(message: str, parser: jsonargparse.ArgumentParser) -> str:
-    unknown = re.match(r"unrecognized arguments: (--?[\w.-]+)", message, re.IGNORECASE)
-    if unknown:
+    no_option = re.match(r"unrecognized arguments: (--?[\w.-]+)", message, re.IGNORECASE)
+    if no_option:
         known = [option for action in parser._actions for option in action.option_strings]
-        close = nearest(unknown[1], known, count=1)
-        return f"unknown option {unknown[1]}" + (f"; did you mean {close[0]}?" if close else "")
+        close = nearest(no_option[1], known, count=1)
+        return f"unknown option {no_option[1]}" + (f"; did you mean {close[0]}?" if close else "")
     key = re.match(r'Parser key "([\w.]+)"', message)
     value = re.search(r"(?:Given|Got) value: (.*)", message)
     types = re.findall(r"Expected an? (<class '[\w.]+'>|typing\.Literal\[.*?\])", message)
@@ -181,6 +182,24 @@ def flatten(name: str, value: Any) -> list[str]:
         return [argument for key, inner in value.items() for argument in flatten(f"{name}.{key}", inner)]
     text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
     return [f"{SHORT.get(name, name)}={text}"]
+
+
+def run_part(verb: str, parts: Mapping[str, str], arguments: Sequence[str], positional: str = "...") -> None:
+    """Run the part of `verb` that the first argument names, a module `VERB_PART` with a function `run`; or show what
+    there is: the names of `parts` and their help."""
+    name, *rest = arguments or [""]
+    more = f"promptvit {verb} --help"
+    if name in ("-h", "--help"):
+        width = max(map(len, parts))
+        lines = "\n".join(f"  {part:<{width}}  {text}" for part, text in parts.items())
+        usage = f"usage: promptvit {verb} WHAT {positional} [OPTIONS]"
+        print(f"{usage}\n\nwhat:\n{lines}\n\nMore: promptvit {verb} WHAT --help")
+    elif not name:
+        raise ConfigError("no WHAT", expected=", ".join(parts), fix=more)
+    elif name not in parts:
+        raise unknown("WHAT", name, parts, f"All: {more}")
+    else:
+        import_module(f"promptvit.cli.{verb}_{name}").run(rest)
 
 
 def command_line(verb: str, arguments: Sequence[str]) -> str:

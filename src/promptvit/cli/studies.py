@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from promptvit.cli.options import note
 from promptvit.errors import ConfigError
 from promptvit.search.protocol import SETTING_GROUPS, Epoch, Retrain, Scalar
 from promptvit.search.protocols import PROTOCOLS
@@ -16,6 +17,7 @@ from promptvit.search.protocols import PROTOCOLS
 if TYPE_CHECKING:
     import jsonargparse
 
+    from promptvit.search.plan import StudyPlan
     from promptvit.search.results import Results
     from promptvit.search.study import StudyState
 
@@ -151,6 +153,25 @@ def clock(seconds: float) -> str:
     """Hours and minutes, or seconds."""
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes else f"{seconds:.0f} s"
+
+
+def run_study(plan: StudyPlan, folder: Path, values: dict[str, Any], command: str) -> Results:
+    """Run the study, or take over what is done, and write its pages, also of a study that is stopped."""
+    from promptvit.search.study import Study
+
+    adopt = [Path(name) for name in values["adopt"]]
+    with (
+        StudyBar() as bar,
+        Study(plan, folder, storage=values["storage"], adopt=adopt, follow=bar.show, command=command) as study,
+    ):
+        try:
+            results = study.take_over() if values.get("table") else study.run(values["workers"])
+        except BaseException:
+            write_pages(folder, study.results())  # of what is done; --page is for a study that is
+            raise
+        written = write_pages(folder, results, values.get("page"))
+    note(f"written: {', '.join(str(path) for path in written)}")
+    return results
 
 
 READING = "## Reading\n"

@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptvit.cli.options import command_line, make_parser, note, parse
-from promptvit.cli.studies import StudyBar, add_study_options, study_values, write_pages
+from promptvit.cli.options import command_line, make_parser, parse
+from promptvit.cli.studies import add_study_options, run_study, study_values
 from promptvit.cli.train import free_folder
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ def run(arguments: list[str]) -> None:
     values = parse(parser, arguments)
 
     from promptvit.search.plan import StudyPlan
-    from promptvit.search.study import Study
 
     name = f"{Path(values['data']).name}-{values['method']}-sweep"
     settings = study_values({**values, "seeds": values["seeds"] or "0"})
@@ -44,24 +43,12 @@ def run(arguments: list[str]) -> None:
         }
     )
     folder = Path(values["out"]) if values["out"] else free_folder(name)
-    adopt = [Path(each) for each in values["adopt"]]
-    command = command_line("sweep", arguments)
-    with (
-        StudyBar() as bar,
-        Study(plan, folder, storage=values["storage"], adopt=adopt, follow=bar.show, command=command) as study,
-    ):
-        try:
-            results = study.run(values["workers"])
-        except BaseException:
-            write_pages(folder, study.results())
-            raise
-        written = write_pages(folder, results)
+    results = run_study(plan, folder, values, command_line("sweep", arguments))
     print(
         json.dumps(results.to_dict(), ensure_ascii=False)
         if values["json"]
         else describe(results, values["top"], folder)
     )
-    note(f"written: {', '.join(str(path) for path in written)}")
 
 
 def describe(results: Results, top: int, folder: Path) -> str:

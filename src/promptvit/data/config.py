@@ -33,11 +33,14 @@ class DataConfig:
     - `validation_fraction`: share of the training images held out when there is no val split (not for digits).
     - `train_share`: share of the training images that is used, class by class, at least one of each. For the same
       `seed` a smaller share lies inside a larger one; validation and test images stay.
+    - `images`: about so many training and validation images together, in the proportion of the two and class by class;
+      null is all of them. Test images stay, and a smaller number lies inside a larger one, as with `train_share`.
+    - `shots`: so many training images of each class, and as many validation images; null is all of them.
     - `train_on`: `train+val` also trains on the validation images, so validation says nothing after it.
     - `broken`: stop at the first image that cannot be decoded, or skip all of them and say which.
     - `cache_gib`: memory for decoded images of one split, in GiB; a split that does not fit is decoded anew.
     - `workers`: decoding processes for a split that does not fit.
-    - `seed`: of the held-out validation images (not for digits) and of `train_share`.
+    - `seed`: of the held-out validation images (not for digits), of `train_share`, `images` and `shots`.
     """
 
     source: str = "digits"
@@ -48,6 +51,8 @@ class DataConfig:
     augment: Augmentation = "none"
     validation_fraction: float = 0.2
     train_share: float = 1.0
+    images: int | None = None
+    shots: int | None = None
     train_on: TrainOn = "train"
     broken: BrokenPolicy = "error"
     cache_gib: float = 2.0
@@ -75,6 +80,13 @@ class DataConfig:
             problems.append(f"train_share={self.train_share}: expected a value in (0, 1]")
         if not self.cache_gib >= 0:  # also catches nan
             problems.append(f"cache_gib={self.cache_gib}: expected 0 or more")
+        problems += [
+            f"{name}={getattr(self, name)}: expected at least {least}, or null"
+            for name, least in (("images", 4), ("shots", 1))
+            if getattr(self, name) is not None and getattr(self, name) < least
+        ]
+        if self.images is not None and self.shots is not None:
+            problems.append(f"images={self.images} with shots={self.shots}: expected one of the two")
         if self.workers < 0:
             problems.append(f"workers={self.workers}: expected 0 or more")
         if not 0 <= self.seed < 2**32:

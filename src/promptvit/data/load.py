@@ -13,7 +13,7 @@ from promptvit.data.digits import read_digits
 from promptvit.data.folder import read_folder
 from promptvit.data.lists import has_lists, read_lists
 from promptvit.data.sources import is_foreign, local_folder
-from promptvit.data.task import Split, Task, stratified_share
+from promptvit.data.task import Split, Task, few_shots, stratified_share
 from promptvit.errors import DataError
 from promptvit.preprocessing import Preprocessing
 from promptvit.registry import nearest
@@ -25,14 +25,33 @@ def load_task(config: DataConfig) -> Task:
     """The task of `config.source`, always with a val split; without test images, `test` is None.
 
     With `train_on="train+val"` the training split holds the validation images as well. The val split stays
-    as it is, so its accuracy is then training accuracy. `train_share` is a share of all that. Raises DataError on
-    a source that cannot be used.
+    as it is, so its accuracy is then training accuracy. `train_share` is a share of all that; `images` and `shots` make
+    both splits smaller before. Raises DataError on a source that cannot be used.
     """
-    task = _read(config)
+    task = _smaller(_read(config), config)
     train = task.train.join(task.val) if config.train_on == "train+val" else task.train
     if config.train_share < 1:
         train = stratified_share(train, config.train_share, config.seed)
     return dataclasses.replace(task, train=train)
+
+
+def _smaller(task: Task, config: DataConfig) -> Task:
+    """The task with as many training and validation images as `config` says; test images stay."""
+    if config.shots is not None:
+        train, val = (few_shots(split, config.shots, config.seed) for split in (task.train, task.val))
+        return dataclasses.replace(task, train=train, val=val)
+    if config.images is None:
+        return task
+    there = len(task.train) + len(task.val)
+    if not 2 * len(task.classes) <= config.images <= there:
+        raise DataError(
+            f"images={config.images} of {task.name}, which has {there} to train on and validate by",
+            expected=f"{2 * len(task.classes)} (two for each class) to {there}",
+            where="DataConfig",
+        )
+    share = config.images / there
+    train, val = (stratified_share(split, share, config.seed) for split in (task.train, task.val))
+    return dataclasses.replace(task, train=train, val=val)
 
 
 def load_tasks(source: str) -> tuple[str, tuple[Task, ...]]:

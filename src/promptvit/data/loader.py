@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from promptvit.data.dataset import FeatureDataset, ImageDataset, collate
@@ -30,6 +32,41 @@ class EpochSampler(Sampler[int]):
             return iter(range(self.n))
         # Both numbers go into the seed: with seed + epoch, run 1 would repeat run 0 an epoch later.
         return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.n).tolist())
+
+
+class FeatureLoader:
+    """The batches of `make_loader` without a DataLoader around them, which costs more than the batch of a linear layer.
+
+    Of one process; `set_epoch` is as for an EpochSampler.
+    """
+
+    def __init__(
+        self,
+        dataset: FeatureDataset,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        drop_last: bool,
+        device: torch.device,
+    ) -> None:
+        self.features, self.labels = dataset.features.to(device), dataset.labels.to(device)
+        self.batch_size, self.drop_last = batch_size, drop_last
+        self.sampler = EpochSampler(len(dataset), seed, shuffle)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of this epoch from the next iteration on."""
+        self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        images = len(self.sampler)
+        return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Float32[Tensor, "B D"], Int64[Tensor, " B"]]]:
+        order = torch.tensor(list(self.sampler), device=self.labels.device)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            rows = order[start : start + self.batch_size]
+            yield self.features[rows], self.labels[rows]
 
 
 def make_loader(
@@ -58,3 +95,6 @@ def make_loader(
         # Without a generator of its own, every epoch would move torch's global random state.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+Loader = DataLoader | FeatureLoader

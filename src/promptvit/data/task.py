@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,13 +113,23 @@ def stratified_share(split: Split, share: float, seed: int) -> Split:
     their folder is.
     """
     assert 0 < share <= 1, share
+    return _of_each_class(split, lambda images: max(1, round(share * images)), seed)
+
+
+def few_shots(split: Split, shots: int, seed: int) -> Split:
+    """The first `shots` images of every class in the order of `stratified_share`, or all that there are."""
+    return _of_each_class(split, lambda images: shots, seed)
+
+
+def _of_each_class(split: Split, wanted: Callable[[int], int], seed: int) -> Split:
+    """As many images of each class as `wanted` says of how many there are, drawn once per class and seed."""
     kept = []
     for label in np.unique(split.labels):
         rows = np.flatnonzero(split.labels == label).tolist()
         if isinstance(split.images, tuple):
             rows.sort(key=split.images.__getitem__)
-        order = np.random.default_rng((seed, int(label))).permutation(len(rows))  # one draw per class and seed
-        kept += [rows[place] for place in order[: max(1, round(share * len(rows)))]]
+        order = np.random.default_rng((seed, int(label))).permutation(len(rows))
+        kept += [rows[place] for place in order[: wanted(len(rows))]]
     return split.select(sorted(kept))
 
 

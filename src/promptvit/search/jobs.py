@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ import yaml
 from promptvit.errors import ConfigError, OutputError, PromptvitError
 from promptvit.files import write_text
 from promptvit.pruning.config import PruneConfig
+from promptvit.search.keys import run_key
 from promptvit.search.origin import origin
 from promptvit.search.protocol import Epoch
 from promptvit.train.config import RunConfig
@@ -24,6 +26,8 @@ from promptvit.train.stock import Stock
 KEEP_SECONDS = 20.0
 """How often a run in a study writes its state: what a killed worker loses at most."""
 PRUNED = "-pruned"
+FIRST = "first"
+"""The folder of runs that others start from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,7 @@ class Job(ABC):
 class TrainingJob(Job):
     """A run, and perhaps its pruning.
 
+    - `first`: the run that this one starts from, made once for all that do.
     - `root`: the study's folder. `folder`: of the run in it.
     - `final`: its test images are evaluated, and all its files stay; else weights and state go when it is done.
     - `study`: what the summary says of the study.
@@ -87,6 +92,7 @@ class TrainingJob(Job):
     final: bool
     epoch: Epoch
     study: dict[str, Any]
+    first: RunConfig | None = None
     prune: dict[str, Any] | None = None
     command: str = ""
 
@@ -95,9 +101,10 @@ class TrainingJob(Job):
         from promptvit.train.loop import epochs
 
         folder = Path(self.root, self.folder)
-        self._take_up(RunFolder(folder))
+        config = self.config if self.first is None else self._after(self.first, stock)
+        _take_up(RunFolder(folder), config)
         for row in epochs(
-            self.config,
+            config,
             folder,
             resume=True,
             command=self.command,
@@ -118,12 +125,31 @@ class TrainingJob(Job):
             drop_weights(folder)
         yield outcome
 
-    def _take_up(self, run: RunFolder) -> None:
-        """Go on although the data lie elsewhere now, or the device is another: the folder's name says what it is."""
-        try:
-            run.check(self.config.to_dict(), resume=True)
-        except ConfigError:
-            write_text(run.config, yaml.safe_dump(json.loads(json.dumps(self.config.to_dict())), sort_keys=False))
+    def _after(self, first: RunConfig, stock: Stock) -> RunConfig:
+        """The configuration that names the finished run before, which is made here unless somebody has."""
+        from filelock import FileLock  # of the extra `sweep`
+
+        from promptvit.train.loop import fit
+
+        folder = Path(self.root).absolute() / FIRST / run_key(first)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            _take_up(RunFolder(folder), first)
+            fit(first, folder, resume=True, test=False, stock=stock)
+        backbone, train = self.config.backbone, self.config.train
+        return dataclasses.replace(
+            self.config,
+            backbone=dataclasses.replace(backbone, tuned=backbone.tuned and str(folder)),
+            train=dataclasses.replace(train, head_from=train.head_from and str(folder)),
+        )
+
+
+def _take_up(run: RunFolder, config: RunConfig) -> None:
+    """Go on although the data lie elsewhere now, or the device is another: the folder's name says what it is."""
+    try:
+        run.check(config.to_dict(), resume=True)
+    except ConfigError:
+        write_text(run.config, yaml.safe_dump(json.loads(json.dumps(config.to_dict())), sort_keys=False))
 
 
 def drop_weights(folder: Path) -> None:

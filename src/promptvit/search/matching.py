@@ -58,18 +58,6 @@ class Match:
         return self.is_elsewhere, self.row.protocol is None, len(self.reasons)
 
 
-def find(
-    task: str, *, backbone: str, method: Mapping[str, Any], protocol: Mapping[str, Any] | Protocol
-) -> tuple[Match, ...]:
-    """The published rows of this method with a figure for `task`, the closest first.
-
-    `backbone`: `NAME` or `NAME:POOL`; `method`: the name and fields; `protocol`: as `Protocol.to_dict` gives it.
-    """
-    protocol = protocol if isinstance(protocol, Protocol) else Protocol.from_dict(dict(protocol))
-    own = _Own(backbone, method, _for_task(protocol, task))
-    return own.matches(task)
-
-
 def beside(results: Results, row: tuple[str, str]) -> tuple[Match, ...]:
     """The published rows for a row of a study, the closest first; a reason that holds for some tasks names them."""
     cells = [cell for cell in results.cells if (cell.backbone, cell.method) == row]
@@ -110,14 +98,11 @@ class _Own:
         except ConfigError as error:
             self.problem = str(error)
 
-    def matches(self, task: str) -> tuple[Match, ...]:
-        """Rows with a figure for `task`, the closest first."""
-        found = [
-            Match(row=row, reasons=tuple(self.reasons(row, task)))
-            for row in published()
-            if row.knows(task) and self.is_method_of(row)
-        ]
-        return tuple(sorted(found, key=lambda match: match.distance))
+    def matches(self, task: str) -> Iterator[Match]:
+        """Rows with a figure for `task`."""
+        for row in published():
+            if row.knows(task) and self.is_method_of(row):
+                yield Match(row=row, reasons=tuple(self.reasons(row, task)))
 
     def is_method_of(self, row: Published) -> bool:
         """Whether both are of one class, and agree in what their names stand for."""

@@ -17,10 +17,9 @@ PACKAGES = ("promptvit", "torch", "timm", "accelerate")
 
 @cache
 def origin() -> dict[str, Any]:
-    """Plain values; the commit is empty outside a checkout, and followed by `+` if the checkout differs from it."""
-    commit = git("rev-parse", "--verify", "HEAD")
+    """Plain values."""
     return {
-        "commit": commit + ("+" if commit and git("status", "--porcelain", "--untracked-files=no") else ""),
+        "commit": commit(),
         "machine": {
             "processor": processor(),
             "cores": os.cpu_count(),
@@ -29,6 +28,17 @@ def origin() -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
+
+
+def commit() -> str:
+    """Of the checkout that this file is in, followed by `+` if the checkout differs from it; empty outside one.
+
+    An installed package may lie in the checkout of another project, which does not track it.
+    """
+    if not git("ls-files", "--error-unmatch", Path(__file__).name):
+        return ""
+    found = git("rev-parse", "--verify", "HEAD")
+    return found + ("+" if found and git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def processor() -> str:

@@ -9,10 +9,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -22,13 +21,14 @@ from promptvit.data.collection import open_collection
 from promptvit.data.config import DataConfig
 from promptvit.data.load import load_task
 from promptvit.errors import ConfigError, DataError
-from promptvit.files import digest
 from promptvit.methods import METHODS
 from promptvit.methods.base import Preset
-from promptvit.pruning.config import PruneConfig
 from promptvit.registry import unknown
-from promptvit.search.protocol import Grid, Protocol, Recipe, Scalar, Settings, combinations, listed, setting_problems
+from promptvit.search.fields import field_types, is_integer, wrong_types
+from promptvit.search.keys import run_key
+from promptvit.search.protocol import Grid, Protocol, Recipe, Settings, combinations, listed, setting_problems
 from promptvit.search.protocols import PROTOCOLS
+from promptvit.search.row import Row, row_from
 from promptvit.train.config import Device, RunConfig, TrainConfig
 from promptvit.train.loop import make_method
 
@@ -70,39 +70,6 @@ class SearchConfig:
         ]
         problems += setting_problems(self.ranges)
         ConfigError.collect(problems, "SearchConfig")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A line of a study's table.
-
-    - `fields`: the method's name and its own fields, which the search leaves alone; `tasks`: fields that a task has of
-      its own.
-    - `settings`: of this row's runs, before those of the protocol; its search leaves them alone.
-    - `prune`: fields of `PruneConfig`; the final runs are then pruned, and the pruned runs' figures count.
-    """
-
-    label: str
-    fields: dict[str, Any]
-    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    settings: Settings = field(default_factory=dict)
-    prune: dict[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        ConfigError.collect(setting_problems(self.settings), f"row {self.label}")
-        for task in ("", *self.tasks):
-            self.build(task)
-        if self.prune is not None:
-            PruneConfig(**self.prune)
-
-    def build(self, task: str) -> dict[str, Any]:
-        """The method's name and fields on `task`; raises ConfigError if there is no such method."""
-        fields = {**self.fields, **self.tasks.get(task, {})}
-        make_method(RunConfig(method=fields))
-        kind = METHODS[fields["name"]].method
-        given = {name: value for name, value in fields.items() if name != "name"}
-        ConfigError.collect(_wrong_types("", kind, given), f"row {self.label}")
-        return fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +125,7 @@ class StudyPlan:
             return cls(
                 name=str(values["name"]),
                 data=_strings(values["data"]),
-                rows=tuple(_row(str(label), fields) for label, fields in values["rows"].items()),
+                rows=tuple(row_from(str(label), fields) for label, fields in values["rows"].items()),
                 protocol=protocol.change(**_change(change)) if change else protocol,
                 tasks=None if values.get("tasks") is None else _strings(values["tasks"]),
                 backbones=tuple(BackboneSource.from_dict(each) for each in values.get("backbones") or [{}]),
@@ -190,15 +157,7 @@ class StudyPlan:
             "data": list(self.data),
             "tasks": None if self.tasks is None else list(self.tasks),
             "backbones": [dataclasses.asdict(backbone) for backbone in self.backbones],
-            "rows": {
-                row.label: {
-                    **row.fields,
-                    **({"tasks": row.tasks} if row.tasks else {}),
-                    **({"settings": row.settings} if row.settings else {}),
-                    **({"prune": row.prune} if row.prune is not None else {}),
-                }
-                for row in self.rows
-            },
+            "rows": {row.label: row.to_dict() for row in self.rows},
             "protocol": _plain(self.protocol.to_dict()),
             "search": _plain(dataclasses.asdict(self.search)),
             "device": self.device,
@@ -364,15 +323,30 @@ class CellPlan:
         if self.protocol.epoch == "best-test" or (final and self.protocol.epoch != "last"):
             parts["train"]["test"] = "every-epoch"
         ConfigError.collect(self._problems(merged), f"protocol {self.protocol.name}")
+        first = self.first(seed=seed, final=final)
+        if first is not None and self.row.first is not None:  # a worker knows where; the name is what a run's key has
+            folder = run_key(first)
+            if not make_method(first).only_head:
+                parts["backbone"]["tuned"] = folder
+            if self.row.first.head == "keep":
+                parts["train"]["head_from"] = folder
         for part, values in parts.items():  # 1 and 1.0 are one run, with one key
-            hints = _hints(self._kind(part))
+            types = field_types(self._kind(part))
             parts[part] = {
-                name: float(value) if type(value) is int and not _is_integer(hints.get(name)) else value
+                name: float(value) if type(value) is int and not is_integer(types.get(name)) else value
                 for name, value in values.items()
             }
         config = RunConfig.from_dict(parts)
         make_method(config)
         return config
+
+    def first(self, *, seed: int, final: bool) -> RunConfig | None:
+        """The run before one of this cell's; None if there is none."""
+        first = self.row.first
+        if first is None:
+            return None
+        row = Row(label=f"{self.row.label}, first", fields=first.fields, settings=first.settings)
+        return dataclasses.replace(self, row=row).config({}, seed=seed, final=final)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -386,7 +360,7 @@ class CellPlan:
             problem
             for part, _, path, value in split
             if "." not in path
-            for problem in _wrong_types(f"{part}.", self._kind(part), {path: value})
+            for problem in wrong_types(f"{part}.", self._kind(part), {path: value})
         ]
 
     def _kind(self, part: str) -> type:
@@ -396,7 +370,7 @@ class CellPlan:
 
     def _hint(self, name: str) -> Any:
         part, _, field = name.partition(".")
-        return _hints(self._kind(part)).get(field)
+        return field_types(self._kind(part)).get(field)
 
     def _is_free(self, name: str) -> bool:
         """Whether the search has a say in a setting."""
@@ -435,64 +409,6 @@ def find_tasks(source: str) -> list[StudyTask]:
         return [StudyTask(name=Path(source).name or source, group="", source=source)]
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    """The types of a dataclass's fields."""
-    hints = get_type_hints(kind)
-    return {each.name: hints[each.name] for each in dataclasses.fields(kind)}
-
-
-def _wrong_types(prefix: str, kind: type, values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with names and types of fields of `kind`: dataclasses do not look, and `"False"` would be true."""
-    hints = _hints(kind)
-    return [
-        f"{prefix}{name}: no such field"
-        if name not in hints
-        else f"{prefix}{name}={value!r}: expected {_type_name(hints[name])}"
-        for name, value in values.items()
-        if name not in hints or not _is_of(value, hints[name])
-    ]
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value of YAML or of a command line can be of a type; what is nested is not looked into."""
-    if get_origin(hint) in (Union, UnionType):
-        return any(_is_of(value, each) for each in get_args(hint))
-    if get_origin(hint) is Literal:
-        return isinstance(value, str)  # the class says which
-    if hint in (int, float):
-        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
-    if hint in (str, bool, type(None)):
-        return isinstance(value, hint)
-    return hint is Any or not isinstance(value, get_args(Scalar))
-
-
-def _is_integer(hint: Any) -> bool:
-    """Whether an integer of this type is one, rather than a float that was written without a point."""
-    return float not in (hint, *get_args(hint))
-
-
-def _type_name(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(map(_type_name, get_args(hint)))
-    return {bool: "true or false", type(None): "null"}.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def run_key(config: RunConfig) -> str:
-    """What a run is, whatever the folder of its data and the machine: 16 hexadecimal digits.
-
-    Two runs with the same key have the same numbers, to rounding, if their data are the same.
-    """
-    method = make_method(config)
-    values = {**config.to_dict(), "method": {"name": method.kind, **method.to_dict()}}
-    values["data"] = {**values["data"], "source": Path(config.data.source).name}
-    for part, name in (("train", "device"), ("train", "tensorboard"), ("data", "workers"), ("data", "cache_gib")):
-        del values[part][name]
-    return digest(json.dumps(values, sort_keys=True).encode())[:16]
-
-
 def slug(label: str) -> str:
     """A label as a folder's name."""
     return re.sub(r"[^\w.+-]+", "_", label).strip("._") or "row"
@@ -500,12 +416,6 @@ def slug(label: str) -> str:
 
 def _backbone_label(backbone: BackboneSource) -> str:
     return backbone.name if backbone.pool is None else f"{backbone.name}:{backbone.pool}"
-
-
-def _row(label: str, values: dict[str, Any]) -> Row:
-    fields = {name: value for name, value in values.items() if name not in ("tasks", "settings", "prune")}
-    parts = {name: values.get(name) or {} for name in ("tasks", "settings")}
-    return Row(label=label, fields=fields, **parts, prune=values.get("prune"))
 
 
 def _change(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,10 +143,6 @@ class Protocol:
             fix="Choose another protocol: fair and quick are for every method",
         )
 
-    def points(self, method: str, backbone: str, own_rate: float) -> list[Settings]:
-        """What the search tries for a method: settings of the grid alone, each once."""
-        return self.recipe(method, backbone).points(own_rate)
-
     def change(
         self,
         *,

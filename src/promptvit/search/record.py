@@ -49,7 +49,6 @@ class Trial:
 
     key: str
     id: int
-    number: int
     state: str
     settings: Settings | None
     outcome: Outcome | None
@@ -279,7 +278,6 @@ def _read(trial: FrozenTrial) -> Trial | None:
     return Trial(
         key=attributes["key"],
         id=trial._trial_id,
-        number=trial.number,
         state=trial.state.name,
         settings=attributes["settings"],
         outcome=None if outcome is None else Outcome(**outcome),

@@ -54,6 +54,7 @@ class Cell:
 
     - `group`: of the task (natural, specialized, structured, fgvc), or empty.
     - `method`: the label of the row; `fields`: the method's name and its own fields.
+    - `settings`: the row's own, which the search leaves alone.
     - `chosen`: the settings of the best point; None until the search is over.
     - `planned_finals`: how many final runs the protocol asks for. `failures`: why some of them failed.
     """
@@ -63,6 +64,7 @@ class Cell:
     backbone: str
     method: str
     fields: dict[str, Any]
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     chosen: dict[str, Any] | None = None
     points: tuple[Point, ...] = ()
     finals: tuple[Final, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from promptvit.backbones.source import BackboneSource
@@ -38,6 +39,7 @@ class TrainConfig:
     - `weight_decay`: of head and backbone weights.
     - `delta_weight_decay`: of prompts.
     - `head_weight_decay`: of the head's weights alone; null is `weight_decay`.
+    - `start_decay`: of trained backbone weights, to the values that they start from in place of zero (L2-SP).
     - `decays`: what has a weight decay: `matrices`, so neither biases nor norms; `weights` (VPT with AdamW), all but
       biases; `all` (VPT with SGD), everything but the bias of the head's last layer, prompts too by `weight_decay`.
     - `warmup_epochs`: the learning rate rises linearly; then the schedule. At most half of all updates; with
@@ -50,6 +52,8 @@ class TrainConfig:
     - `class_weights`: `balanced` weighs a class by the inverse of its number of images.
     - `head`: `zeros` starts the head at zero; `paper` (VPT) has a weight of standard deviation sqrt(2 / classes);
       `truncated` (SPT) one of 0.02, and bias zero.
+    - `head_from`: a run or delta of the same classes whose head is the start of this one, in place of `head`: linear,
+      then full; null is none.
     - `clip_norm`: the largest norm of all gradients together; null is no clipping.
     - `precision`: `bf16` and `fp16` are autocast; weights stay in fp32.
     - `checkpointing`: recompute blocks in the backward pass, for less memory.
@@ -74,6 +78,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     delta_weight_decay: float = 0.0
     head_weight_decay: float | None = None
+    start_decay: float = 0.0
     decays: Decays = "matrices"
     warmup_epochs: float = 2.0
     schedule: Schedule = "cosine"
@@ -82,6 +87,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     class_weights: ClassWeights = "none"
     head: HeadInit = "zeros"
+    head_from: str | None = None
     clip_norm: float | None = 1.0
     precision: Precision = "fp32"
     checkpointing: bool = False
@@ -99,7 +105,7 @@ class TrainConfig:
         ]
         problems += [
             f"{name}={getattr(self, name)}: expected 0 or more"
-            for name in ("weight_decay", "delta_weight_decay", "warmup_epochs", "final_rate", "seed")
+            for name in ("weight_decay", "delta_weight_decay", "start_decay", "warmup_epochs", "final_rate", "seed")
             if not getattr(self, name) >= 0
         ]
         if self.head_weight_decay is not None and not self.head_weight_decay >= 0:
@@ -124,6 +130,8 @@ class TrainConfig:
             if getattr(self, name) not in get_args(choices):
                 problems.append(f"{name}={getattr(self, name)!r}: expected one of {', '.join(get_args(choices))}")
         ConfigError.collect([*problems, *self._contradictions()], "TrainConfig")
+        if self.head_from is not None:  # a resumed run may be somewhere else
+            object.__setattr__(self, "head_from", str(Path(self.head_from).expanduser().absolute()))
 
     def _contradictions(self) -> list[str]:
         """What is wrong with fields beside others."""

@@ -28,13 +28,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def seed_all(seed: int, device: torch.device) -> None:
-    """`torch.manual_seed` for the CPU and this device alone: with a CUDA build on a machine without a GPU, torch's own
-    notes every call down for later, with its stack."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed_all(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
+    """`torch.manual_seed`, of the CPU alone where nothing else computes: with a CUDA build on a machine without a GPU,
+    torch notes every call for the others down for later, with its stack."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def _no_device(name: str, reason: str) -> ConfigError:

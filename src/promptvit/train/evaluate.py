@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from jaxtyping import Int64
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from promptvit.data.config import DataConfig
 from promptvit.data.load import load_split, load_task
-from promptvit.data.loader import make_loader
+from promptvit.data.loader import Loader, make_loader
 from promptvit.data.task import Split
 from promptvit.data.transforms import normalise
 from promptvit.errors import DataError
@@ -77,13 +76,13 @@ def predict_task(
     return *predict(model.to(accelerator.device), accelerator.prepare(loader), accelerator), dataset.split
 
 
-def evaluate(model: Classifier, loader: DataLoader, accelerator: Accelerator) -> Metrics:
+def evaluate(model: Classifier, loader: Loader, accelerator: Accelerator) -> Metrics:
     """The metrics of `model` on a prepared `loader`; the model's mode is as before afterwards."""
     return measure(*predict(model, loader, accelerator))
 
 
 @torch.no_grad()
-def predict(model: Classifier, loader: DataLoader, accelerator: Accelerator) -> tuple[Logits, Labels]:
+def predict(model: Classifier, loader: Loader, accelerator: Accelerator) -> tuple[Logits, Labels]:
     """The logits [n, C] of `model` on a prepared `loader`, and the labels [n], on the CPU and in the loader's order.
 
     The model's mode is as before afterwards.
@@ -96,7 +95,7 @@ def predict(model: Classifier, loader: DataLoader, accelerator: Accelerator) -> 
 
 
 @torch.no_grad()
-def predict_features(head: nn.Module, loader: DataLoader, accelerator: Accelerator) -> tuple[Logits, Labels]:
+def predict_features(head: nn.Module, loader: Loader, accelerator: Accelerator) -> tuple[Logits, Labels]:
     """`predict` for a `loader` of features in place of images."""
     was_training = head.training
     predictions = _collect(head.eval(), loader, accelerator)
@@ -104,9 +103,7 @@ def predict_features(head: nn.Module, loader: DataLoader, accelerator: Accelerat
     return predictions
 
 
-def _collect(
-    forward: Callable[[Tensor], Tensor], loader: DataLoader, accelerator: Accelerator
-) -> tuple[Logits, Labels]:
+def _collect(forward: Callable[[Tensor], Tensor], loader: Loader, accelerator: Accelerator) -> tuple[Logits, Labels]:
     """What `forward` makes of all batches, and their labels."""
     all_logits, all_labels = [], []
     for batch, labels in loader:
@@ -121,6 +118,7 @@ def _collect(
 def measure(logits: Logits, labels: Labels) -> Metrics:
     """The metrics of `logits` [B, C] against `labels` [B]."""
     classes = logits.shape[1]
+    loss, top1 = loss_and_top1(logits, labels)
     hits = first_classes(logits) == labels[:, None]  # [B, 5]
     correct = hits[:, 0].double()
     totals = torch.bincount(labels, minlength=classes)
@@ -129,13 +127,19 @@ def measure(logits: Logits, labels: Labels) -> Metrics:
     present = [share for share in per_class if share is not None]
     return Metrics(
         images=len(labels),
-        loss=F.cross_entropy(logits.double(), labels).item(),
-        top1=correct.mean().item(),
+        loss=loss,
+        top1=top1,
         top5=hits.any(dim=1).double().mean().item(),
         balanced=sum(present) / len(present),
         per_class=per_class,
         auroc=_auroc(logits, labels) if classes == 2 and len(present) == 2 and logits.isfinite().all() else None,
     )
+
+
+def loss_and_top1(logits: Logits, labels: Labels) -> tuple[float, float]:
+    """The first two of the metrics of `measure`."""
+    right = first_classes(logits)[:, 0] == labels
+    return F.cross_entropy(logits.double(), labels).item(), right.double().mean().item()
 
 
 def first_classes(logits: Logits) -> Int64[Tensor, "B first"]:

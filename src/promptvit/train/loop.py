@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -18,11 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import broadcast
-from torch.utils.data import DataLoader
 
 from promptvit.checkpoint import TENSORS
-from promptvit.data.dataset import ImageDataset
-from promptvit.data.loader import make_loader
+from promptvit.data.dataset import FeatureDataset, ImageDataset
+from promptvit.data.loader import FeatureLoader, Loader, make_loader
 from promptvit.data.task import Split
 from promptvit.data.transforms import augment, normalise
 from promptvit.errors import ConfigError, DeltaError, TrainingError
@@ -32,11 +32,12 @@ from promptvit.model import TunedModel, assemble, class_names
 from promptvit.shapes import Labels, Logits
 from promptvit.train.config import RunConfig, Test
 from promptvit.train.device import make_accelerator, seed_all
-from promptvit.train.evaluate import Metrics, measure, predict, predict_features
+from promptvit.train.evaluate import Metrics, loss_and_top1, measure, predict, predict_features
 from promptvit.train.folder import Row, RunFolder, When
 from promptvit.train.optim import learning_rate, make_loss, make_optimizer, scheduled_rate, set_learning_rate
 from promptvit.train.predictions import Predictions
 from promptvit.train.samples import TrainingSamples
+from promptvit.train.start import Anchors, take_head
 from promptvit.train.stock import SplitName, Stock
 
 TESTED: dict[Test, str] = {
@@ -73,31 +74,18 @@ def fit(
     start: Callable[[TunedModel], None] | None = None,
     test: bool = True,
     stock: Stock | None = None,
-    keep_seconds: float = 0.0,
-    study: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train as `config` says, into `folder`; returns what `summary.json` holds.
 
     Validation after every epoch, the test split once at the end, with the last epoch's weights. A run that was
     killed goes on from its last whole epoch with `resume` and gives the same numbers; a finished one is only read.
     `start` sets the first values of prompts and head in place of the method; hand it over to a resumed run too. Without
-    `test` the test images are left alone. Several runs of one process can share a `stock`. Epochs are written to the
-    disk no more often than every `keep_seconds`. `study` is what the summary says of the study that the run belongs to.
-    Raises PromptvitError of every kind.
+    `test` the test images are left alone. Several runs of one process can share a `stock`. Raises PromptvitError of
+    every kind.
     """
-    steps = epochs(
-        config,
-        folder,
-        resume=resume,
-        listener=listener,
-        command=command,
-        start=start,
-        test=test,
-        stock=stock,
-        keep_seconds=keep_seconds,
-        study=study,
-    )
-    for _ in steps:
+    for _ in epochs(
+        config, folder, resume=resume, listener=listener, command=command, start=start, test=test, stock=stock
+    ):
         pass
     return RunFolder(Path(folder)).read_summary()
 
@@ -117,7 +105,9 @@ def epochs(
 ) -> Iterator[Row]:
     """`fit`, epoch by epoch: gives the row of each as soon as it is done, first those of an earlier process.
 
-    The summary is written after the last one. Closing it earlier stops the run, which can be resumed.
+    The summary is written after the last one. Closing it earlier stops the run, which can be resumed. Epochs are
+    written to the disk no more often than every `keep_seconds`. `study` is what the summary says of the study that the
+    run belongs to.
     """
     method = make_method(config)
     config = dataclasses.replace(config, method={"name": method.kind, **method.to_dict()})
@@ -185,12 +175,15 @@ class Run:
             else:
                 samples = self._samples(method) if method.needs_samples else None
                 method.start(self.model.delta, self.model.backbone, samples, len(classes))
+                if settings.head_from is not None:
+                    take_head(self.model, settings.head_from)
         self.model.preprocessing = self.preprocessing
         self.backbone_parameters = sum(weight.numel() for weight in backbone.weights().values())
         self._check_batch_norms()
         self.on_features = method.only_head and config.data.augment == "none"
         if self.on_features:
             self.model.to(self.accelerator.device)
+        self.anchors = Anchors(self.model, settings.start_decay) if settings.start_decay else None
         self.loader = self._loader(self.train_set, shuffle=True)
         self.val_set = self._dataset("val", self.task.val)
         self.val_loader = self._loader(self.val_set)
@@ -199,8 +192,9 @@ class Run:
         self.test_loader = None if test_split is None else self._loader(self._dataset("test", test_split))
         self.loss = make_loss(settings, self.train_set.labels, len(self.task.classes)).to(self.accelerator.device)
         self.optimizer = make_optimizer(self.model, settings)
-        trainee = self.model.head if self.on_features else self.model
-        self.wrapped, self.optimizer = self.accelerator.prepare(trainee, self.optimizer)
+        self.wrapped = self.accelerator.prepare(self.model.head if self.on_features else self.model)
+        if self.accelerator.scaler is not None:  # else nothing is wrapped around the steps
+            self.optimizer = self.accelerator.prepare(self.optimizer)
         self.updates_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
         self.updates = self.updates_per_epoch * settings.epochs
         self.warmup = min(round(settings.warmup_epochs * self.updates_per_epoch), self.updates // 2)
@@ -252,17 +246,15 @@ class Run:
         self.splits[name] = dataset.split
         return dataset
 
-    def _loader(self, dataset: ImageDataset, shuffle: bool = False) -> DataLoader:
-        settings, workers = self.config.train, self.config.data.workers
-        loader = make_loader(
-            self.stock.features(dataset, self.model, self.accelerator) if self.on_features else dataset,
-            batch_size=settings.batch_size,
-            shuffle=shuffle,
-            seed=settings.seed,
-            workers=workers,
-            drop_last=shuffle and settings.drop_last,
-        )
-        prepared = self.accelerator.prepare(loader)
+    def _loader(self, dataset: ImageDataset, shuffle: bool = False) -> Loader:
+        settings = self.config.train
+        order = {"batch_size": settings.batch_size, "shuffle": shuffle, "seed": settings.seed}
+        order["drop_last"] = shuffle and settings.drop_last
+        data = self.stock.features(dataset, self.model, self.accelerator) if self.on_features else dataset
+        if isinstance(data, FeatureDataset) and self.accelerator.num_processes == 1:
+            prepared = FeatureLoader(data, **order, device=self.accelerator.device)
+        else:
+            prepared = self.accelerator.prepare(make_loader(data, **order, workers=self.config.data.workers))
         if not len(prepared):
             raise ConfigError(
                 f"drop_last=True: {len(dataset)} training images fill no batch of {settings.batch_size}",
@@ -306,7 +298,7 @@ class Run:
         seed = _seed(self.config.train.seed, epoch, self.accelerator.process_index)
         seed_all(seed, self.accelerator.device)
         generator = torch.Generator().manual_seed(seed)
-        self.loader.set_epoch(epoch)  # type: ignore[attr-defined]  # accelerate's loaders have it
+        self.loader.set_epoch(epoch)  # type: ignore[union-attr]  # accelerate's loaders have it
         self.wrapped.train()
         losses, sums, images = [], torch.zeros(2, device=self.accelerator.device), 0
         for step, (pixels, labels) in enumerate(self.loader):
@@ -319,9 +311,9 @@ class Run:
                 self._check_finite(epoch, losses)
         self._check_finite(epoch, losses)
         self._share_statistics()
-        metrics = measure(*self._predict(self.val_loader))
-        if not math.isfinite(metrics.loss):  # the last update may be the one that broke it
-            raise self._not_finite(metrics.loss, epoch, len(losses) - 1)
+        val_loss, val_top1 = loss_and_top1(*self._predict(self.val_loader))
+        if not math.isfinite(val_loss):  # the last update may be the one that broke it
+            raise self._not_finite(val_loss, epoch, len(losses) - 1)
         shares = self.accelerator.reduce(sums / images, reduction="mean")
         train_loss, train_top1 = torch.as_tensor(shares).tolist()
         row = {
@@ -329,8 +321,8 @@ class Run:
             "learning_rate": self._rate(epoch, len(self.loader) - 1),
             "train_loss": train_loss,
             "train_top1": train_top1,
-            "val_loss": metrics.loss,
-            "val_top1": metrics.top1,
+            "val_loss": val_loss,
+            "val_top1": val_top1,
             **self._test_figures(),
             "seconds": time.perf_counter() - started,
         }
@@ -338,7 +330,7 @@ class Run:
         self.listener.watch(epoch + 1, self)
         self._keep(row)
 
-    def _predict(self, loader: DataLoader) -> tuple[Logits, Labels]:
+    def _predict(self, loader: Loader) -> tuple[Logits, Labels]:
         """Logits [n, C] and labels [n] of a split."""
         if self.on_features:
             return predict_features(self.model.head, loader, self.accelerator)
@@ -348,7 +340,7 @@ class Run:
         """Of an epoch's row; none unless the test images are looked at after every epoch."""
         if self.config.train.test == "once" or self.test_loader is None:
             return {}
-        return {"test_top1": measure(*self._predict(self.test_loader)).top1}
+        return {"test_top1": loss_and_top1(*self._predict(self.test_loader))[1]}
 
     @torch.no_grad()
     def _share_statistics(self) -> None:
@@ -365,16 +357,24 @@ class Run:
         if self.config.data.augment != "none":
             pixels = augment(pixels, self.config.data.augment, self.preprocessing, generator)
         set_learning_rate(self.optimizer, self._rate(epoch, step))
-        with self.accelerator.accumulate(self.wrapped):
+        is_update = (step + 1) % settings.accumulate == 0 or step + 1 == len(self.loader)
+        with nullcontext() if is_update else self.accelerator.no_sync(self.wrapped):
             with self.accelerator.autocast():
                 logits = self.wrapped(pixels if self.on_features else normalise(pixels, self.preprocessing))
             loss = self.loss(logits.float(), labels)
             self.accelerator.backward(loss)
-            if settings.clip_norm is not None and self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        if is_update:
+            self._update(self._rate(epoch, step))
         return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
+
+    def _update(self, rate: float) -> None:
+        """One step of the optimiser at the learning rate `rate`."""
+        if self.config.train.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        if self.anchors is not None:
+            self.anchors.pull(rate * self.model.method.backbone_share)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def _rate(self, epoch: int, step: int) -> float:
         settings = self.config.train
@@ -516,6 +516,10 @@ def _peak_memory(device: torch.device) -> int | None:
     """Bytes: what CUDA handed out at most, else the process's largest resident size, where the system tells."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")  # of Linux; `ru_maxrss` counts what the parent held when it made this process
+    peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    if peak is not None:
+        return int(peak[1]) * 1024
     try:
         import resource  # not on Windows
     except ImportError:

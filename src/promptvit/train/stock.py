@@ -31,7 +31,7 @@ BATCH = 64
 class Stock:
     """Each backbone, task and split is loaded once; what was not used for longest goes first.
 
-    - `limit_bytes`: of decoded images and features together, beside those in use.
+    - `limit_bytes`: of decoded images, features and fine-tuned backbones together, beside those in use.
 
     A run leaves what it takes from here as it was: a method that trains backbone weights has its own copy.
     """
@@ -42,12 +42,22 @@ class Stock:
 
     def backbone(self, source: BackboneSource) -> Backbone:
         """The backbone that `source` describes; its state is the caller's to leave alone."""
-        key = ("backbone", source)
-        return self._get(key, lambda: (load_source(source), 0))
+
+        def load() -> tuple[Backbone, int]:
+            backbone = load_source(source)
+            # A pretrained one is for all runs. Fine-tuned ones are many, each for a few.
+            size = 0 if source.tuned is None else sum(weight.nbytes for weight in backbone.weights().values())
+            return backbone, size
+
+        return self._get(("backbone", source), load)
 
     def task(self, config: DataConfig) -> Task:
         """The task of `config`."""
         return self._get(("task", config), lambda: (load_task(config), 0))
+
+    def put_task(self, config: DataConfig, task: Task) -> None:
+        """From now on `task` is that of `config`, whatever can be read there."""
+        self._kept[("task", config)] = (task, 0)
 
     def images(
         self,
