@@ -5,7 +5,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from promptvit.analysis.figures import COLOURS, PALE, Panel, draw_curves, draw_embedding, draw_masks, palette
+from promptvit.analysis.figures import (
+    COLOURS,
+    PALE,
+    Chart,
+    Grid,
+    Line,
+    Panel,
+    draw_charts,
+    draw_curves,
+    draw_embedding,
+    draw_masks,
+    palette,
+)
 from promptvit.errors import ConfigError
 
 CURVE = [(0, 0.1), (1, 0.3), (2, 0.2)]
@@ -137,3 +149,51 @@ def test_blocks_of_masks_have_their_numbers(tmp_path):
 def test_small_masks_are_drawn(shape, tmp_path):
     draw_masks(tmp_path / "a.svg", np.ones(shape, dtype=bool))
     assert not re.search(r">\d+\.\d+</text>", (tmp_path / "a.svg").read_text())  # no half a prompt
+
+
+def chart(*lines, **more):
+    return Chart(title="loss", x="epoch", y="value", lines=lines, **more)
+
+
+def line(name="a", values=(3.0, 1.0, 2.0), **more):
+    return Line(name=name, points=list(enumerate(values)), colour=more.pop("colour", COLOURS[0]), **more)
+
+
+def test_charts_and_grids_share_a_legend(tmp_path):
+    grid = Grid(title="x$y$", x="tuned", y="pretrained", values=np.array([[0.0, 1.0], [np.nan, 0.5]]))
+    rows = [[chart(line(), line("b", marked=[(1, 1.0)])), chart(line(), line("c"))], [grid]]
+    draw_charts(tmp_path / "a.svg", rows)
+    text = (tmp_path / "a.svg").read_text()
+    counted = {name: text.count(f">{name}<") for name in ("a", "b", "c", "loss", "x$y$", "tuned")}
+    assert counted == {"a": 1, "b": 1, "c": 1, "loss": 2, "x$y$": 1, "tuned": 1}
+    assert "nan" not in text.lower()
+    assert len(groups(tmp_path / "a.svg", "axes")) == 5  # one is empty, one a bar of colours
+
+
+def test_a_grid_has_its_first_row_below_and_shows_what_is_missing(tmp_path):
+    values = np.array([[0.0, 1.0], [np.nan, 1.0]])
+    draw_charts(tmp_path / "a.png", [[Grid(title="", x="", y="", values=values), chart(line())]])
+    with Image.open(tmp_path / "a.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)[:, :400]
+    dark, missing = ((pixels == colour).all(axis=-1) for colour in ((68, 1, 84), (217, 217, 217)))
+    below, above = np.argwhere(dark).mean(axis=0), np.argwhere(missing).mean(axis=0)
+    assert below[0] > above[0] + 50
+    assert below[1] == pytest.approx(above[1], abs=30)
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_charts_with_the_same_axes_keep_their_numbers(log, tmp_path):
+    charts = [chart(line(values=(1.0, 10.0)), log=log), chart(line(values=(2.0, 1000.0)), log=log)]
+    for shared in (True, False):
+        draw_charts(tmp_path / f"{shared}.svg", [charts[:1], charts[1:]], shared=shared)
+    texts = [(tmp_path / f"{shared}.svg").read_text() for shared in (True, False)]
+    ticks = [sum(len(groups(tmp_path / f"{shared}.svg", f"{axis}tick")) for axis in "xy") for shared in (True, False)]
+    assert min(ticks) > 8
+    assert texts[0] != texts[1]
+
+
+def test_charts_from_zero_show_the_highest_value_of_all(tmp_path):
+    charts = [chart(line(values=(1.0, 2.0)), zero=True), chart(line(values=(1.0, 900.0)), zero=True)]
+    draw_charts(tmp_path / "a.svg", [charts], shared=True)
+    text = (tmp_path / "a.svg").read_text()
+    assert text.count(">800<") == 2  # ticks of both

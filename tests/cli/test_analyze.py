@@ -87,8 +87,8 @@ def test_help_says_what_there_is(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to analyze; expected nmi, embedding, pruning"),
-        (["nni", "RUN"], "unknown analysis 'nni'. Did you mean nmi?"),
+        ([], "no WHAT; expected nmi, embedding"),
+        (["nni", "RUN"], "unknown WHAT 'nni'. Did you mean nmi?"),
         (["nmi"], "the following arguments are required: runs"),
         (["nmi", "RUN", "--variant", "token"], "--variant token; expected attention, tokens, clustering"),
         (["nmi", "RUN", "--images", "0"], "images=0; expected at least 1"),

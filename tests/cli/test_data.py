@@ -66,8 +66,8 @@ def test_prepare_says_what_there_is_and_how_it_was_refused(tasks, tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "nothing to do with data; expected prepare, check, describe"),
-        (["chekc"], 2, "unknown action 'chekc'. Did you mean check"),
+        ([], 2, "no WHAT; expected prepare, check, describe"),
+        (["chekc"], 2, "unknown WHAT 'chekc'. Did you mean check"),
         (["check", "nowhere"], 1, "no folder"),
         (["check", "x", "--allow", "duplicate"], 2, "Did you mean duplicates?"),
         (["prepare", "vtab", "--from", "x"], 2, "vtab"),

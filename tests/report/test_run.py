@@ -176,6 +176,15 @@ def test_pairs_take_the_place_of_a_matrix_of_many_classes(make_run):
     assert "the 40 lowest of 60 classes" in said
 
 
+def test_the_curves_have_a_reading(make_run):
+    said = content(write_run_report(make_run()))
+    assert "validation loss has its minimum at epoch 3 of 3 and ends there: it does not overfit." in said
+    folder = make_run("trained on")
+    protocol = json.loads((folder / "summary.json").read_text())["protocol"] | {"train_on": "train+val"}
+    change(folder, "summary.json", protocol=protocol)
+    assert "their loss says nothing of overfitting" in content(write_run_report(folder))
+
+
 def test_nmi_is_drawn_if_it_was_followed(make_run):
     folder = make_run()
     rows = [

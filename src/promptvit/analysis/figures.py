@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
@@ -29,7 +29,7 @@ NAMED_CLASSES = 12
 PALE = "#C4D9EA"
 
 Curve = Sequence[tuple[int, float]]
-"""Epochs and values."""
+"""Epochs, or other whole numbers, and values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,48 @@ class Panel:
     labels: Int64[np.ndarray, " n"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Points (x, y) joined by a line, y nan where there is none; those that are `marked` have a ring."""
+
+    name: str
+    points: Curve
+    colour: str
+    style: Literal["-", "--", ":"] = "-"
+    marked: Curve = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Lines under a title, over whole numbers called `x`; `log`: y grows by factors; `zero`: it starts at zero."""
+
+    title: str
+    x: str
+    y: str
+    lines: Sequence[Line]
+    log: bool = False
+    zero: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Values from 0 to 1 as colours, nan where there is none: at [y, x] that of number y and number x."""
+
+    title: str
+    x: str
+    y: str
+    values: Float[np.ndarray, "Y X"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """An image [h, w, 3] with values in [0, 1], a map of any size that lies over it, if any, and a title above."""
+
+    title: str
+    pixels: Float[np.ndarray, "h w 3"]
+    map: Float[np.ndarray, "high wide"] | None = None
+
+
 def check_format(path: Path) -> str:
     """The format that the ending of `path` names; raises ConfigError for another."""
     ending = path.suffix.removeprefix(".").lower()
@@ -50,8 +92,9 @@ def check_format(path: Path) -> str:
     return ending
 
 
-def draw_curves(path: Path, curves: Mapping[str, Curve], label: str) -> None:
-    """Writes a picture of values against epochs, a line for each name in `curves`; `label` says what the values are.
+def draw_curves(path: Path, curves: Mapping[str, Curve], label: str, across: str = "epoch") -> None:
+    """Writes a picture of values against epochs, a line for each name in `curves`; `label` says what the values are,
+    and `across` what they stand against if not epochs.
 
     Values start at zero. Raises ConfigError for an ending that is no format, and OutputError.
     """
@@ -65,7 +108,7 @@ def draw_curves(path: Path, curves: Mapping[str, Curve], label: str) -> None:
         axes.plot(*zip(*curve, strict=True), color=colour, marker=marker, markersize=4, linewidth=1.5)[0]
         for curve, (colour, marker) in zip(curves.values(), styles, strict=False)
     ]
-    axes.set_xlabel("epoch")
+    axes.set_xlabel(across)
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -172,6 +215,103 @@ def draw_masks(path: Path, kept: Bool[np.ndarray, "L P S"], first: int = 1) -> N
         frameon=False,
     )
     _write(figure, path)
+
+
+def draw_charts(path: Path, rows: Sequence[Sequence[Chart | Grid]], *, shared: bool = False) -> None:
+    """Writes a picture of charts and grids in rows, with one legend below; `shared`: charts have the same axes.
+
+    Raises ConfigError for an ending that is no format, and OutputError.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(len(panels) for panels in rows)
+    figure = Figure(figsize=(3.5 * columns, 3.0 * len(rows) + 0.4), layout="constrained")
+    places = figure.subplots(len(rows), columns, squeeze=False, sharex=shared, sharey=shared)
+    named: dict[str, Any] = {}
+    for panels, places_of_row in zip(rows, places, strict=True):
+        for panel, axes in zip(panels, places_of_row, strict=False):
+            axes.set_title(_plain(panel.title), fontsize=10)
+            axes.set(xlabel=panel.x, ylabel=panel.y)
+            axes.tick_params(labelbottom=True, labelleft=True)  # shared axes would have them at the edges alone
+            axes.spines[["top", "right"]].set_visible(False)
+            if isinstance(panel, Chart):
+                named |= _draw_lines(axes, panel)
+            else:
+                _draw_grid(axes, panel)
+        for axes in places_of_row[len(panels) :]:
+            axes.set_axis_off()
+    for panels, places_of_row in zip(rows, places, strict=True):  # not before all is drawn: axes may be shared
+        for panel, axes in zip(panels, places_of_row, strict=False):
+            if isinstance(panel, Chart) and panel.zero:
+                axes.set_ylim(bottom=0)
+    names = [_plain(name) for name in named]
+    figure.legend(list(named.values()), names, loc="outside lower center", ncols=columns, frameon=False)
+    _write(figure, path)
+
+
+def _draw_lines(axes: matplotlib.axes.Axes, chart: Chart) -> dict[str, Any]:
+    """The lines by their names."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    drawn = {}
+    for line in chart.lines:
+        places = np.array(line.points, dtype=np.float64)
+        style = {"color": line.colour, "linestyle": line.style, "linewidth": 1.5}
+        (drawn[line.name],) = axes.plot(*places.T, **style, clip_on=False, zorder=3)  # zeros lie on the axis
+        for x, y in line.marked:
+            axes.plot(x, y, color=line.colour, marker="o", markersize=8, markerfacecolor="none", zorder=3)
+    axes.grid(color="0.9")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if chart.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter("{x:g}")
+    return drawn
+
+
+def _draw_grid(axes: matplotlib.axes.Axes, grid: Grid) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_facecolor("0.85")  # of cells without a value
+    cells = axes.pcolormesh(grid.values, vmin=0, vmax=1, cmap="viridis", shading="nearest")
+    axes.set_aspect("equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    bar = axes.figure.colorbar(cells, ax=axes, shrink=0.9)
+    bar.outline.set_visible(False)
+
+
+def draw_tiles(path: Path, rows: Mapping[str, Sequence[Tile]]) -> None:
+    """Writes a picture of rows of images, each with its name to the left.
+
+    Under a map the image is grey; each map is scaled from its own lowest value (dark) to its highest (bright). Raises
+    ConfigError for an ending that is no format, and OutputError.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows.values()))
+    figure = Figure(figsize=(1.5 * columns + 0.4, 1.75 * len(rows)), layout="constrained")
+    for (name, tiles), places in zip(rows.items(), figure.subplots(len(rows), columns, squeeze=False), strict=True):
+        places[0].set_ylabel(_plain(name))
+        for axes, tile in zip(places, tiles, strict=False):
+            _draw_tile(axes, tile)
+        for axes in places[len(tiles) :]:
+            axes.set_axis_off()
+    _write(figure, path)
+
+
+def _draw_tile(axes: matplotlib.axes.Axes, tile: Tile) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.set_title(_plain(tile.title), fontsize=9)
+    if tile.map is None:
+        axes.imshow(tile.pixels)
+        return
+    height, width, _ = tile.pixels.shape
+    place = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axes.imshow(tile.pixels.mean(axis=2), cmap="gray", vmin=0, vmax=1)
+    axes.imshow(tile.map, cmap="inferno", alpha=0.6, interpolation="bilinear", extent=place)
 
 
 def _plain(name: str) -> str:

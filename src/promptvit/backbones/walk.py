@@ -16,13 +16,24 @@ from promptvit.shapes import Images
 class Rows:
     """The rows at one of L+1 depths: as they enter block `index`, or with `index` = L as they leave the last one.
 
-    `image` [B, N, D]: CLS, registers and patches. `prompts` [B, P, D]: fresh ones, or those that travel; P may be 0.
+    `x` [B, N+P, D]: all of them, those of the image first. What comes next is computed from this very tensor, so that
+    its gradient can be asked for.
     """
 
     index: int
-    image: Tensor
-    prompts: Tensor
+    x: Tensor
+    image_rows: int
     positions: Positions
+
+    @property
+    def image(self) -> Tensor:
+        """CLS, registers and patches [B, N, D]."""
+        return self.x[:, : self.image_rows]
+
+    @property
+    def prompts(self) -> Tensor:
+        """Fresh prompts, or those that travel [B, P, D]; P may be 0."""
+        return self.x[:, self.image_rows :]
 
 
 def walk(backbone: TokenBackbone, images: Images, inputs: Sequence[BlockInput] = ()) -> Iterator[Rows]:
@@ -42,6 +53,6 @@ def walk(backbone: TokenBackbone, images: Images, inputs: Sequence[BlockInput] =
             x = add(x, given.added, rows)
         if given.tokens is not None:
             x = torch.cat([x, per_image(given.tokens, x.shape[0])], dim=1)  # [B, N+P, D]
-        yield Rows(index=index, image=x[:, :rows], prompts=x[:, rows:], positions=positions)
+        yield Rows(index=index, x=x, image_rows=rows, positions=positions)
         x = backbone.block(index, x, given.inside, x.shape[1], positions)
-    yield Rows(index=len(inputs), image=x[:, :rows], prompts=x[:, rows:], positions=positions)
+    yield Rows(index=len(inputs), x=x, image_rows=rows, positions=positions)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptvit.analysis.figures import check_format
-from promptvit.cli.options import add_fields, flatten, make_parser, option_value, parse
+from promptvit.cli.options import add_fields, flatten, make_parser, option_value, parse, run_part
 from promptvit.cli.runs import run_config
 from promptvit.data.config import DataConfig
-from promptvit.errors import ConfigError
-from promptvit.registry import unknown
 from promptvit.train.config import Device
 
 if TYPE_CHECKING:
@@ -22,7 +19,11 @@ if TYPE_CHECKING:
 ANALYSES = {
     "nmi": "NMI of prompts and patches, by block and by epoch",
     "embedding": "features before and after tuning as points in the plane, and how well classes separate",
+    "curves": "whether runs overfit, the gap between training and validation, how fast they learn",
+    "preservation": "what is left of the pretrained features and weights: probes, CKA, drift on other images",
     "pruning": "which prompts and segments of a pruned run are kept",
+    "attention": "how much attention goes to prompts, by block",
+    "attribution": "which parts of an image the answer rests on, as maps and their scores",
 }
 """Names and their help; each is a module `analyze_NAME` with a function `run`."""
 UNUSED = (
@@ -34,22 +35,7 @@ UNUSED = (
 
 def run(arguments: list[str]) -> None:
     """Find the analysis and run it."""
-    name, *rest = arguments or [""]
-    if name in ("-h", "--help"):
-        print(usage())
-        return
-    if not name:
-        raise ConfigError("nothing to analyze", expected=", ".join(ANALYSES), fix="promptvit analyze --help")
-    if name not in ANALYSES:
-        raise unknown("analysis", name, ANALYSES, "All: promptvit analyze --help")
-    import_module(f"promptvit.cli.analyze_{name}").run(rest)
-
-
-def usage() -> str:
-    """The text of `promptvit analyze --help`."""
-    width = max(map(len, ANALYSES))
-    lines = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in ANALYSES.items())
-    return f"usage: promptvit analyze WHAT RUN... [OPTIONS]\n\nwhat:\n{lines}\n\nMore: promptvit analyze WHAT --help"
+    run_part("analyze", ANALYSES, arguments, "RUN...")
 
 
 def make_analysis_parser(name: str, description: str, figure: str) -> jsonargparse.ArgumentParser:

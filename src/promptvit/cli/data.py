@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from types import TracebackType
 from typing import Any
 
-from promptvit.errors import ConfigError
-from promptvit.registry import unknown
+from promptvit.cli.options import run_part
 
 ACTIONS = {
     "prepare": "bring VTAB-1k, the FGVC sets or a set of torchvision's into one layout, checked and recorded",
     "check": "say what is wrong with a task or a folder of tasks: task, file and line",
     "describe": "classes, sizes, balance, and a sheet of images",
+    "stats": "features of a task in a small file, and how far they lie from others",
 }
 """Names and their help; each is a module `data_NAME` with a function `run`."""
 
 
 def run(arguments: list[str]) -> None:
     """Find what is to be done and do it."""
-    name, *rest = arguments or [""]
-    if name in ("-h", "--help"):
-        print(usage())
-        return
-    if not name:
-        raise ConfigError("nothing to do with data", expected=", ".join(ACTIONS), fix="promptvit data --help")
-    if name not in ACTIONS:
-        raise unknown("action", name, ACTIONS, "All: promptvit data --help")
-    import_module(f"promptvit.cli.data_{name}").run(rest)
-
-
-def usage() -> str:
-    """The text of `promptvit data --help`."""
-    width = max(map(len, ACTIONS))
-    lines = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in ACTIONS.items())
-    return f"usage: promptvit data WHAT ... [OPTIONS]\n\nwhat:\n{lines}\n\nMore: promptvit data WHAT --help"
+    run_part("data", ACTIONS, arguments)
 
 
 class Bar:

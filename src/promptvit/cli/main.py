@@ -18,6 +18,7 @@ VERBS = {
     "predict": "classify images with a tuned model",
     "sweep": "search the settings of a method on your images, on several cores or a cluster",
     "bench": "methods on tasks under one protocol: a study with tables, tests and a report",
+    "cost": "what methods would take here: memory, time, bytes, from a short probe",
     "prune": "make a tuned model smaller: drop the prompts that do not help",
     "data": "get a benchmark's data, check any task, look at it",
     "analyze": "look into tuned models and their runs",

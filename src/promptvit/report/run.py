@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from promptvit.analysis.curves import overfitting, reading
 from promptvit.data.config import DataConfig
 from promptvit.files import write_text
 from promptvit.report import origin
@@ -116,6 +117,7 @@ def curves(run: RunRecord) -> Child:
     head = [name.replace("_", " ") for name in names]
     return join(
         [
+            tag("p", {}, reading(overfitting(run.rows, held_out=run.summary["protocol"]["train_on"] == "train"))),
             tag("div", {"class": "three" if len(pictures) == 3 else "pair"}, pictures),
             fold("Numbers", table("By epoch", head, rows)),
         ]
