@@ -23,7 +23,8 @@ LAYERS = [
     {"train"},
     {"pruning", "analysis", "serve"},
     {"search"},
-    {"study", "report"},
+    {"study"},
+    {"report"},
     {"cli"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -7,6 +7,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from promptvit.analysis.attention import attention_rollout, prompt_attention
+    from promptvit.analysis.attribution import grad_cam, integrated_gradients
+    from promptvit.analysis.cka import linear_cka
+    from promptvit.analysis.cost import estimate_cost
+    from promptvit.analysis.curves import overfitting
+    from promptvit.analysis.faithfulness import deletion_insertion
+    from promptvit.analysis.feature_stats import FeatureStats
+    from promptvit.analysis.probes import layer_probes
+    from promptvit.analysis.shift import frechet_distance, kernel_distance, shift
     from promptvit.backbones.base import Backbone, BlockInput
     from promptvit.backbones.load import backbone_names, from_timm, load_backbone
     from promptvit.checkpoint import load
@@ -34,50 +43,68 @@ if TYPE_CHECKING:
     from promptvit.pruning.config import PruneConfig
     from promptvit.pruning.scores import Scores, prune, score_prompts
     from promptvit.pruning.search import prune_run
+    from promptvit.study.advise import Advice, Budget
+    from promptvit.study.gather import advise
     from promptvit.train.config import RunConfig, TrainConfig
     from promptvit.train.loop import fit
 
 _HOMES = {
     "Adapter": "methods.adapter",
     "Add": "methods.add",
+    "Advice": "study.advise",
+    "advise": "study.gather",
+    "attention_rollout": "analysis.attention",
     "Backbone": "backbones.base",
+    "backbone_names": "backbones.load",
     "Bias": "methods.bias",
     "BlockInput": "backbones.base",
+    "Budget": "study.advise",
     "Cls": "methods.cls",
     "DataConfig": "data.config",
+    "deletion_insertion": "analysis.faithfulness",
     "E2VPT": "methods.e2vpt",
     "Ensemble": "ensemble",
-    "Full": "methods.full",
-    "KeyValue": "methods.e2vpt",
-    "Linear": "methods.linear",
-    "LoRA": "methods.lora",
-    "MLP": "methods.mlp",
-    "Masks": "methods.masks",
-    "Partial": "methods.partial",
-    "Pixel": "methods.pixel",
-    "Prediction": "model",
-    "PromptvitError": "errors",
-    "PruneConfig": "pruning.config",
-    "RunConfig": "train.config",
-    "Scores": "pruning.scores",
-    "Side": "methods.side",
-    "SPT": "methods.spt",
-    "TrainConfig": "train.config",
-    "TunedModel": "model",
-    "VPT": "methods.vpt",
-    "backbone_names": "backbones.load",
+    "estimate_cost": "analysis.cost",
+    "FeatureStats": "analysis.feature_stats",
     "fit": "train.loop",
+    "frechet_distance": "analysis.shift",
     "from_timm": "backbones.load",
+    "Full": "methods.full",
+    "grad_cam": "analysis.attribution",
+    "integrated_gradients": "analysis.attribution",
+    "kernel_distance": "analysis.shift",
+    "KeyValue": "methods.e2vpt",
+    "layer_probes": "analysis.probes",
+    "Linear": "methods.linear",
+    "linear_cka": "analysis.cka",
     "load": "checkpoint",
     "load_backbone": "backbones.load",
     "load_ensemble": "ensemble",
     "load_peft": "peft_folder",
     "load_task": "data.load",
+    "LoRA": "methods.lora",
+    "Masks": "methods.masks",
+    "MLP": "methods.mlp",
+    "overfitting": "analysis.curves",
+    "Partial": "methods.partial",
+    "Pixel": "methods.pixel",
+    "Prediction": "model",
+    "prompt_attention": "analysis.attention",
+    "PromptvitError": "errors",
     "prune": "pruning.scores",
     "prune_run": "pruning.search",
+    "PruneConfig": "pruning.config",
+    "RunConfig": "train.config",
     "save_peft": "peft_folder",
     "score_prompts": "pruning.scores",
+    "Scores": "pruning.scores",
+    "shift": "analysis.shift",
+    "Side": "methods.side",
+    "SPT": "methods.spt",
+    "TrainConfig": "train.config",
     "tune": "model",
+    "TunedModel": "model",
+    "VPT": "methods.vpt",
 }
 
 __version__ = version("promptvit")
@@ -88,12 +115,15 @@ __all__ = [
     "VPT",
     "Adapter",
     "Add",
+    "Advice",
     "Backbone",
     "Bias",
     "BlockInput",
+    "Budget",
     "Cls",
     "DataConfig",
     "Ensemble",
+    "FeatureStats",
     "Full",
     "KeyValue",
     "Linear",
@@ -109,18 +139,31 @@ __all__ = [
     "Side",
     "TrainConfig",
     "TunedModel",
+    "advise",
+    "attention_rollout",
     "backbone_names",
+    "deletion_insertion",
+    "estimate_cost",
     "fit",
+    "frechet_distance",
     "from_timm",
+    "grad_cam",
+    "integrated_gradients",
+    "kernel_distance",
+    "layer_probes",
+    "linear_cka",
     "load",
     "load_backbone",
     "load_ensemble",
     "load_peft",
     "load_task",
+    "overfitting",
+    "prompt_attention",
     "prune",
     "prune_run",
     "save_peft",
     "score_prompts",
+    "shift",
     "tune",
 ]
 

@@ -19,6 +19,8 @@ VERBS = {
     "sweep": "search the settings of a method on your images, on several cores or a cluster",
     "bench": "methods on tasks under one protocol: a study with tables, tests and a report",
     "cost": "what methods would take here: memory, time, bytes, from a short probe",
+    "advise": "prompts, full fine-tuning, LoRA-class or linear for your images, and why",
+    "study": "when prompts win: accuracy against the number of images, and what your studies teach",
     "prune": "make a tuned model smaller: drop the prompts that do not help",
     "data": "get a benchmark's data, check any task, look at it",
     "analyze": "look into tuned models and their runs",

@@ -10,6 +10,7 @@ from promptvit.report import origin
 from promptvit.report.markup import Child, Markup, isolated, join, tag
 from promptvit.report.numbers import MISSING, duration, percent, plain
 from promptvit.report.page import REPORT, Section, page
+from promptvit.report.scales import scales
 from promptvit.report.searches import searches
 from promptvit.report.study_charts import accuracy_and_size, costs, differences
 from promptvit.report.study_tables import DONE, mean_table, progress, runs, task_table
@@ -32,6 +33,7 @@ def study_report(results: Results, folder: Path) -> str:
     """The page: the same for the same results and the same reports of runs, to which it links."""
     name = row_names(results)
     sections = [
+        Section(name="scale", title="Accuracy and images", content=scales(results)),
         Section(name="means", title="Means", content=mean_table(results, name)),
         Section(name="tasks", title="Tasks", content=task_table(results, name)),
         Section(name="size", title="Accuracy and size", content=accuracy_and_size(results, name)),
