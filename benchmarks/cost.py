@@ -76,6 +76,7 @@ def main() -> int:
     about = {name: getattr(options, name) for name in ("task", "images", "epochs", "rounds", "clock")}
     command = " ".join(["python -m benchmarks.cost", *(f"--{name} {value}" for name, value in about.items())])
     record = {"rows": rows, **about, "seed": 0, "command": command, "load_average": os.getloadavg()[0], **origin()}
+    record["machine"] = {**record["machine"], "threads": 1}  # of the processes that were measured
     (RESULTS / "cost.json").write_text(json.dumps(record, indent=1) + "\n")
     (RESULTS / "cost.md").write_text(page(record))
     return int(any(row["missed"] for row in rows))
@@ -148,8 +149,8 @@ def page(record: dict[str, Any]) -> str:
         columns += [f"{heads[name]}: predicted", "measured", "error"]
     clock = {
         "wall": "Times are wall time, with whatever else the machine did.",
-        "cpu": "Times are processor time of probe and run, since the machine had other work: with one thread, that is "
-        "the time on a machine with nothing else to do.",
+        "cpu": "Times are processor time of probe and run, since the machine had other work: with one thread, that "
+        "is about the time on a machine with nothing else to do.",
     }
     return "\n".join(
         [
