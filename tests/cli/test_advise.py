@@ -136,7 +136,7 @@ def test_a_scale_study_goes_on_where_it_stopped(task, capsys, monkeypatch):
     assert main([*arguments, "--out", "whole"]) == 0
     assert capsys.readouterr().out == broken.out
     assert [line.partition("|")[2].partition("|")[0].strip() for line in broken.out.splitlines()[2:5]] == [
-        "1-shot",
+        "1-shot, 8 images",
         "16 images",
         "40 images",
     ]

@@ -56,8 +56,8 @@ def test_the_curve_is_the_mean_over_draws_and_crosses_between_sizes():
     assert found.share == 1.0
     assert scale_table(found).splitlines()[2] == "| 100 images | 61.0 ± 1.0 | 50.0 ± 0.0 | +11.0 ± 1.0 |"
     assert reading(found).startswith(
-        "vpt leads by 11.0 points at 100 images and trails by 11.0 points at 10000 images, against full. The two cross "
-        "at about 1,000 images (95 % of resampled draws that cross: 896 to 1,105)"
+        "vpt leads by 11.0 points at 100 images and trails by 11.0 points at 10000 images, against full. "
+        "The two first cross at about 1,000 images (95 % of resampled draws that cross: 896 to 1,105)"
     )
 
 
@@ -76,9 +76,13 @@ def test_the_plan_leaves_out_what_the_task_lacks(digits_folder, small_protocol):
     plan, left_out = scale_plan(
         "scale", data, backbone, ("vpt-deep", "full"), small_protocol, sizes=(5, 20, 40, 5000), shots=(1, 90), draws=2
     )
-    assert left_out == ("90-shot", "5 images", "5,000 images")
+    assert left_out == ("90-shot, 540 images", "5 images", "5,000 images")
     labels = [row.label for row in plan.rows]
-    assert labels[:3] == ["vpt-deep @ 1-shot, draw 0", "full @ 1-shot, draw 0", "vpt-deep @ 1-shot, draw 1"]
+    assert labels[:3] == [
+        "vpt-deep @ 1-shot, 6 images, draw 0",
+        "full @ 1-shot, 6 images, draw 0",
+        "vpt-deep @ 1-shot, 6 images, draw 1",
+    ]
     assert len(labels) == 3 * 2 * 2
     assert plan.rows[-1].settings == {"data.images": 40, "data.seed": 1}
     for cell_plan in plan.cells():

@@ -7,6 +7,7 @@ how much of a difference is chance, and smaller sizes lie inside larger ones.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -29,6 +30,8 @@ SIZES = (400, 800, 5000, 10_000, 20_000)
 """Those of the paper, training and validation images together."""
 IMAGES, SHOTS, DRAW = "data.images", "data.shots", "data.seed"
 SEPARATOR = " @ "
+COUNT = re.compile(r"([\d,]+) images, draw")
+"""The images of a size, in the labels of rows: of shots, those of all classes, to train on and to choose by."""
 RESAMPLES = 2000
 
 
@@ -52,8 +55,8 @@ class Scale:
     """A task's curve.
 
     - `ways`: labels; the gap is the first minus the second.
-    - `crosses`: images at which the gap changes its sign; None if it does not. `low`, `high`: a 95 % interval over
-      draws, and `share`: of resampled draws that cross at all.
+    - `crosses`: images at which the gap first changes its sign; None if it does not. `low`, `high`: a 95 % interval
+      over draws, and `share`: of resampled draws that cross at all.
     """
 
     task: str
@@ -91,7 +94,8 @@ def scale_plan(
     there, least = len(task.train) + len(task.val), 2 * len(task.classes)
     rare = min(np.bincount(split.labels, minlength=len(task.classes)).min() for split in (task.train, task.val))
     points = [(f"{size:,} images", {IMAGES: size}, least <= size <= there) for size in sorted(set(sizes))]
-    points = [(f"{each}-shot", {SHOTS: each}, each <= rare) for each in sorted(set(shots))] + points
+    few = [(each, 2 * each * len(task.classes)) for each in sorted(set(shots))]
+    points = [(f"{each}-shot, {images:,} images", {SHOTS: each}, each <= rare) for each, images in few] + points
     kept = [(label, settings) for label, settings, fits in points if fits]
     if not kept:
         raise ConfigError(
@@ -119,20 +123,20 @@ def scale_of(results: Results, ways: Sequence[str] = ()) -> Scale | None:
     found: dict[tuple[str, str], dict[str, dict[int, tuple[float, int]]]] = {}
     for cell in results.cells:
         way, _, rest = cell.method.partition(SEPARATOR)
-        size = cell.settings.get(IMAGES) or cell.settings.get(SHOTS)
-        if size is None or not rest:
+        counted = COUNT.search(rest)
+        if counted is None or cell.settings.get(IMAGES, cell.settings.get(SHOTS)) is None:
             return None
         tested = [final.test_top1 if final.test_top1 is not None else final.val_top1 for final in cell.finals]
         known = [100 * accuracy for accuracy in tested if accuracy is not None]
         if len(known) == cell.planned_finals:
             label = rest.rpartition(", draw ")[0]
             by_way = found.setdefault((cell.task, label), {})
-            by_way.setdefault(way, {})[cell.settings[DRAW]] = fmean(known), int(size)
+            by_way.setdefault(way, {})[cell.settings[DRAW]] = fmean(known), int(counted[1].replace(",", ""))
     order = tuple(ways) or tuple(dict.fromkeys(cell.method.partition(SEPARATOR)[0] for cell in results.cells))
     if len(order) < 2:
         return None
     sizes = [_size(label, by_way, order) for (_, label), by_way in found.items()]
-    whole = tuple(size for size in sizes if size is not None)
+    whole = tuple(sorted((size for size in sizes if size is not None), key=lambda size: size.images))
     if not whole:
         return None
     low, high, share = _interval(whole, order[:2])
@@ -195,7 +199,8 @@ def reading(scale: Scale) -> str:
         interval = ""
         if scale.low is not None and len(next(iter(least.accuracies.values()))) > 1:
             interval = f" (95 % of resampled draws that cross: {scale.low:,.0f} to {scale.high:,.0f})"
-        said += f" The two cross at about {scale.crosses:,.0f} images{interval}; {scale.share:.0%} of the draws cross."
+        said += f" The two first cross at about {scale.crosses:,.0f} images{interval}; {scale.share:.0%} of "
+        said += "the draws cross."
     elif len(scale.sizes) > 1:
         said += " The two do not cross."
     draws = len(next(iter(least.accuracies.values())))
