@@ -206,7 +206,7 @@ def as_json(cases: Sequence[Case], informed: Sequence[Case], missing: Sequence[s
             "backbone": plain.situation.backbone.name,
             "similarity": plain.situation.similarity_reason,
             "probe": None if plain.situation.probe is None else vars(plain.situation.probe),
-            "advice": {**plain.advice.to_dict(), "evidence": []},
+            "advice": {**plain.advice.to_dict(), "evidence": [], "bake_off": ""},  # it names this machine's folder
             "truth": plain.truth.to_dict(),
             "with_others": {"choice": known.advice.choice, "probability": known.advice.probability},
         }
