@@ -28,10 +28,14 @@ class EpochSampler(Sampler[int]):
         return self.n
 
     def __iter__(self) -> Iterator[int]:
+        return iter(self.order().tolist())
+
+    def order(self) -> np.ndarray:
+        """The indices of this epoch, int64 [n]."""
         if not self.shuffle:
-            return iter(range(self.n))
+            return np.arange(self.n)
         # Both numbers go into the seed: with seed + epoch, run 1 would repeat run 0 an epoch later.
-        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.n).tolist())
+        return np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
 
 
 class FeatureLoader:
@@ -63,10 +67,13 @@ class FeatureLoader:
         return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Float32[Tensor, "B D"], Int64[Tensor, " B"]]]:
-        order = torch.tensor(list(self.sampler), device=self.labels.device)
+        features, labels = self.features, self.labels
+        if self.sampler.shuffle:
+            order = torch.from_numpy(self.sampler.order()).to(labels.device)
+            features, labels = features[order], labels[order]
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            rows = order[start : start + self.batch_size]
-            yield self.features[rows], self.labels[rows]
+            rows = slice(start, start + self.batch_size)
+            yield features[rows], labels[rows]
 
 
 def make_loader(
