@@ -9,6 +9,7 @@ again; 1,000 images are taken from the pages of two earlier studies. Writes `doc
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,7 @@ class Case:
     situation: Situation
     advice: Advice
     truth: Truth
+    results: Results
     record: Record
 
     @property
@@ -90,6 +92,7 @@ def case(options: argparse.Namespace, task: str, backbone: str, images: int) -> 
         situation=situation,
         advice=advice,
         truth=found,
+        results=results,
         record=record_of(situation, found, results),
     )
 
@@ -119,13 +122,8 @@ def with_others(own: Case, cases: Sequence[Case]) -> Case:
     """The same with a calibration file that holds all other tasks on this backbone."""
     known = [other.record for other in cases if other.situation.task != own.situation.task]
     advice = advise_on(own.situation, own=known)
-    accuracies = own.truth.accuracies
-    regret = None if advice.choice == "abstain" else max(accuracies.values()) - accuracies.get(advice.choice, np.nan)
-    assert advice.probability is not None
-    side = (advice.probability > 0.5) == (accuracies["prompts"] >= accuracies["full"])
-    right = None if regret is None or np.isnan(regret) else bool(regret < 1.0)
-    found = Truth(**{**vars(own.truth), "regret": regret, "right": right, "side_right": side})
-    return Case(images=own.images, situation=own.situation, advice=advice, truth=found, record=own.record)
+    found = truth(advice, own.results)
+    return dataclasses.replace(own, advice=advice, truth=found)
 
 
 def lines(cases: Sequence[Case], informed: Sequence[Case], missing: Sequence[str]) -> Iterator[str]:
@@ -181,7 +179,7 @@ def lines(cases: Sequence[Case], informed: Sequence[Case], missing: Sequence[str
 def summary(label: str, cases: Sequence[Case]) -> str:
     """A line over all cases."""
     decided = [each.truth for each in cases if each.truth.regret is not None]
-    regrets = [each.regret for each in decided if each.regret is not None and not np.isnan(each.regret)]
+    regrets = [each.regret for each in decided if each.regret is not None]
     sides = [each.truth.side_right for each in cases if each.truth.side_right is not None]
     always = []
     for way in ("prompts", "full", "lora"):
@@ -216,7 +214,7 @@ def as_json(cases: Sequence[Case], informed: Sequence[Case], missing: Sequence[s
 
 
 def _points(value: float | None) -> str:
-    return "" if value is None or np.isnan(value) else f"{value:.1f}"
+    return "" if value is None else f"{value:.1f}"
 
 
 def _said(value: bool | None) -> str:

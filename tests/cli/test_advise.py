@@ -28,7 +28,10 @@ def test_advice_names_its_evidence_and_the_command_that_decides(task, capsys):
     assert "measured on backbones of 86 million parameters; this one has 1." in said
     assert "confidence low" in said
     assert "cifar100" in said or "dtd" in said
-    assert "decide it: promptvit advise --data toys --backbone vit_pico --verify" in said
+    assert (
+        "decide it: promptvit advise --data toys --backbone vit_pico --backbone.image_size=16 --kind classes --verify"
+        in said
+    )
     assert "unknown distance" in said  # the statistics of the pretraining images are of another image size
 
 
@@ -142,3 +145,15 @@ def test_a_scale_study_goes_on_where_it_stopped(task, capsys, monkeypatch):
     ]
     report = Path("broken", "report.html").read_text()
     assert "Test accuracy on toys against the number of images" in report
+
+
+def test_a_scale_study_hears_how_to_search(task, monkeypatch):
+    plans = []
+
+    def heard(plan, *_):
+        plans.append(plan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("promptvit.cli.study_scale.run_study", heard)
+    assert main(["study", "scale", task, "--sizes", "40", "--sampler", "random", "--trials", "2"]) == 130
+    assert (plans[0].search.sampler, plans[0].search.trials) == ("random", 2)

@@ -29,7 +29,7 @@ SIZES = {
 def situation(**changes):
     given = {
         "task": "birds",
-        "source": "birds",
+        "options": ("--data", "my birds", "--backbone", VIT.name),
         "images": 800,
         "classes": 100,
         "backbone": VIT,
@@ -53,7 +53,7 @@ def test_few_images_a_class_are_for_prompts():
 def test_between_the_two_it_abstains_and_says_how_to_decide():
     advice = advise_on(situation(images=1200, classes=10, similarity="dissimilar"))
     assert (advice.choice, advice.probability) == ("abstain", pytest.approx(0.48, abs=0.005))
-    assert advice.bake_off == "promptvit advise --data birds --backbone vit_base_patch16_224.orig_in21k --verify"
+    assert advice.bake_off == "promptvit advise --data 'my birds' --backbone vit_base_patch16_224.orig_in21k --verify"
     assert set(advice.also) == {"vpt-deep", "full"}
     similar = advise_on(situation(images=1200, classes=10))
     assert (similar.choice, similar.probability) == ("prompts", pytest.approx(0.70, abs=0.005))

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from promptvit.analysis.finite import check_finite
 from promptvit.errors import DataError
 
 FEWEST = 4
@@ -87,10 +88,4 @@ def _product(one: Float64[np.ndarray, "n n"] | None, other: Float64[np.ndarray, 
 def _check(x: Float64[np.ndarray, "n D"]) -> None:
     if len(x) < FEWEST:
         raise DataError(f"{len(x)} images", expected=f"at least {FEWEST}", where="linear_cka")
-    broken = np.count_nonzero(~np.isfinite(x).all(axis=1))
-    if broken:
-        raise DataError(
-            f"features of {broken} of {len(x)} images are not finite",
-            expected="numbers",
-            where="linear_cka",
-        )
+    check_finite(x, "linear_cka")

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int64
 
 from promptvit.analysis.config import Embedding
+from promptvit.analysis.finite import check_finite
 from promptvit.analysis.images import batches, choose
 from promptvit.backbones.base import Backbone
 from promptvit.data.config import DataConfig
@@ -76,13 +77,7 @@ def task_features(model: TunedModel, pretrained: Backbone, data: DataConfig, ima
 @torch.no_grad()
 def _read(read: Callable[[Images], Features], parts: Iterable[Images], moment: str) -> Rows:
     features = torch.cat([read(images).cpu().double() for images in parts]).numpy()
-    broken = np.count_nonzero(~np.isfinite(features).all(axis=1))
-    if broken:
-        raise DataError(
-            f"features of {broken} of {len(features)} images are not finite",
-            expected="numbers",
-            where=f"{moment} tuning",
-        )
+    check_finite(features, f"{moment} tuning")
     return features
 
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from promptvit.analysis.finite import check_finite
 from promptvit.analysis.images import batches, choose
 from promptvit.backbones.base import Backbone, TokenBackbone
 from promptvit.backbones.walk import walk
@@ -75,7 +76,8 @@ def layer_features(model: TunedModel | Backbone, batches: Iterable[Images]) -> L
         for row in parts[0]
     }
     for each in features.values():
-        _check_finite(each)
+        for depth, rows in enumerate(each):
+            check_finite(rows, f"layer_features, depth {depth}")
     return features
 
 
@@ -112,14 +114,3 @@ def _pooled(model: TunedModel | Backbone, images: Images) -> LayerFeatures:
 
 def _values(rows: Tensor) -> Float64[np.ndarray, "n D"]:
     return rows.double().cpu().numpy()
-
-
-def _check_finite(features: list[Float64[np.ndarray, "_ _"]]) -> None:
-    for depth, rows in enumerate(features):
-        broken = np.count_nonzero(~np.isfinite(rows).all(axis=1))
-        if broken:
-            raise DataError(
-                f"features of {broken} of {len(rows)} images are not finite",
-                expected="numbers",
-                where=f"layer_features, depth {depth}",
-            )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptvit.analysis.figures import check_format
 from promptvit.cli.options import add_fields, flatten, make_parser, option_value, parse, run_part
-from promptvit.cli.runs import run_config
+from promptvit.cli.runs import delta_folder, run_config
 from promptvit.data.config import DataConfig
 from promptvit.train.config import Device
 
@@ -62,6 +62,14 @@ def labelled(runs: Sequence[str]) -> dict[str, Path]:
     names = [Path(each).resolve().name for each in runs]
     count = Counter(names)
     return {name if count[name] == 1 else each: Path(each) for name, each in zip(names, runs, strict=True)}
+
+
+def opened(
+    folders: Mapping[str, Path], parser: jsonargparse.ArgumentParser, expanded: Sequence[str]
+) -> tuple[dict[str, Path], dict[str, DataConfig]]:
+    """The deltas and the data of all runs, before the first is measured, which may take minutes."""
+    deltas = {label: delta_folder(folder) for label, folder in folders.items()}
+    return deltas, {label: data_of(folder, parser, expanded) for label, folder in folders.items()}
 
 
 def data_of(folder: Path, parser: jsonargparse.ArgumentParser, expanded: Sequence[str]) -> DataConfig:

@@ -6,9 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from promptvit.analysis.figures import Curve, draw_curves
-from promptvit.cli.analyze import data_of, figure_path, labelled, make_analysis_parser
+from promptvit.cli.analyze import figure_path, labelled, make_analysis_parser, opened
 from promptvit.cli.options import expand, parse
-from promptvit.cli.runs import delta_folder
 from promptvit.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -30,9 +29,7 @@ def run(arguments: list[str]) -> None:
     from promptvit.train.device import make_accelerator
 
     folders = labelled(values["runs"])
-    # Every folder is looked at before the first is measured, which may take minutes.
-    deltas = {label: delta_folder(folder) for label, folder in folders.items()}
-    data = {label: data_of(folder, parser, expanded) for label, folder in folders.items()}
+    deltas, data = opened(folders, parser, expanded)
     device = make_accelerator(TrainConfig(device=values["device"])).device
     results = {}
     for label, delta in deltas.items():

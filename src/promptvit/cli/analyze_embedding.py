@@ -10,9 +10,8 @@ import numpy as np
 
 from promptvit.analysis.config import Embedding
 from promptvit.analysis.figures import Panel, draw_embedding
-from promptvit.cli.analyze import data_of, figure_path, labelled, make_analysis_parser
+from promptvit.cli.analyze import figure_path, labelled, make_analysis_parser, opened
 from promptvit.cli.options import expand, parse
-from promptvit.cli.runs import delta_folder
 from promptvit.errors import ConfigError
 from promptvit.train.config import TrainConfig
 
@@ -37,9 +36,7 @@ def run(arguments: list[str]) -> None:
     if kind != "tsne":
         require_umap()
     folders = labelled(values["runs"])
-    # Every folder is looked at before the first is read, which may take minutes.
-    deltas = {label: delta_folder(folder) for label, folder in folders.items()}
-    data = {label: data_of(folder, parser, expanded) for label, folder in folders.items()}
+    deltas, data = opened(folders, parser, expanded)
     device = make_accelerator(TrainConfig(device=values["device"])).device
     results = {}
     for label, delta in deltas.items():

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from promptvit.analysis.config import Variant
 from promptvit.analysis.figures import Curve, draw_curves
-from promptvit.cli.analyze import data_of, figure_path, labelled, make_analysis_parser
+from promptvit.cli.analyze import figure_path, labelled, make_analysis_parser, opened
 from promptvit.cli.options import expand, note, parse
-from promptvit.cli.runs import delta_folder
 from promptvit.errors import ConfigError
 from promptvit.train.config import TrainConfig
 
@@ -30,9 +29,7 @@ def run(arguments: list[str]) -> None:
     from promptvit.train.device import make_accelerator
 
     variant, folders = values["variant"], labelled(values["runs"])
-    # Every folder is looked at before the first is measured, which may take minutes.
-    deltas = {label: delta_folder(folder) for label, folder in folders.items()}
-    data = {label: data_of(folder, parser, expanded) for label, folder in folders.items()}
+    deltas, data = opened(folders, parser, expanded)
     rows = {
         label: [row for row in read_curve(folder) if row["variant"] == variant] for label, folder in folders.items()
     }

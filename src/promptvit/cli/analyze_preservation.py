@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from promptvit.analysis.figures import COLOURS, Chart, Curve, Grid, Line, draw_charts
-from promptvit.cli.analyze import UNUSED, data_of, figure_path, labelled, make_analysis_parser
+from promptvit.cli.analyze import UNUSED, figure_path, labelled, make_analysis_parser, opened
 from promptvit.cli.columns import columns
 from promptvit.cli.options import expand, note, option_value, parse
-from promptvit.cli.runs import delta_folder, run_config
+from promptvit.cli.runs import run_config
 from promptvit.data.config import DataConfig
 from promptvit.errors import ConfigError
 from promptvit.files import digest, json_bytes, write_json
@@ -46,9 +46,7 @@ def run(arguments: list[str]) -> None:
     from promptvit.train.device import make_accelerator
 
     folders = labelled(values["runs"])
-    # Every folder is looked at before the first is measured, which may take minutes.
-    deltas = {label: delta_folder(folder) for label, folder in folders.items()}
-    data = {label: data_of(folder, parser, expanded) for label, folder in folders.items()}
+    deltas, data = opened(folders, parser, expanded)
     asked = {label: question(deltas[label], data[label], values["other"], values["images"]) for label in folders}
     check_one_backbone(asked)
     if option_value(expanded, "--data.source") is None:

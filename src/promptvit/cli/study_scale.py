@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def run(arguments: list[str]) -> None:
         draws=values["draws"],
         device=values["device"],
     )
+    plan = dataclasses.replace(plan, search=like.search)
     if left_out:
         note(f"left out, for which the task is too small: {', '.join(left_out)}")
     folder = Path(values["out"] or Path("runs", plan.name))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -78,18 +79,19 @@ class Size:
 class Situation:
     """What is known before anything is trained.
 
-    - `source`: where the data are. `fingerprint`: of the backbone; empty if it is not loaded.
+    - `options`: of the command line, that name task and backbone. `fingerprint`: of the backbone; empty if it is not
+      loaded.
     - `images`: training images; `distinct`: how many of those looked at differ, as a share.
     - `disparity`, `similarity`: of the task and of its images, with the reasons that say so.
     - `sizes`: of each way to tune it. `probe`: None if the images were not looked at.
     """
 
     task: str
-    source: str
     images: int
     classes: int
     backbone: BackboneFacts
     fingerprint: str = ""
+    options: tuple[str, ...] = ()
     kind: Kind = "auto"
     disparity: Disparity
     disparity_reason: str = ""
@@ -147,7 +149,15 @@ def advise_on(
     """
     reason = outside(situation)
     if reason:
-        return _abstain(situation, None, (f"outside the evidence: {reason}",), needs=("runs of both",))
+        return Advice(
+            choice="abstain",
+            method="",
+            probability=None,
+            confidence="low",
+            reasons=(f"outside the evidence: {reason}",),
+            needs=("runs of both",),
+            bake_off=bake_off(situation),
+        )
     mine = [record for record in own if record.fingerprint and record.fingerprint == situation.fingerprint]
     logit = published_logit(situation, score or Score())
     moved = offset(mine)
@@ -255,15 +265,15 @@ def needs(situation: Situation) -> tuple[str, ...]:
         found.append("--kind classes, count, distance, position, orientation or size: what the labels mean")
     if situation.similarity == "unknown" and situation.disparity != "high":
         found.append(
-            "how near the images are to the pretraining images: a threshold for this backbone and size, from "
-            "studies in the calibration file"
+            "whether the images are near the pretraining images: statistics of these (--reference), and a threshold "
+            "of the shift for this backbone at this number of images"
         )
     return tuple(found)
 
 
 def bake_off(situation: Situation) -> str:
     """The command that decides it."""
-    return f"promptvit advise --data {situation.source} --backbone {situation.backbone.name} --verify"
+    return shlex.join(["promptvit", "advise", *situation.options, "--verify"])
 
 
 def nearest_rows(situation: Situation, own: Sequence[Record] = ()) -> tuple[Cell | Record, ...]:
@@ -367,26 +377,11 @@ def _own_reason(own: Sequence[Record], moved: float) -> str:
     return f"prompts won {wins} of your {len(own)} studies on this backbone (moves the logit by {moved:+.2f})"
 
 
-def _abstain(
-    situation: Situation, probability: float | None, reasons: tuple[str, ...], needs: tuple[str, ...]
-) -> Advice:
-    return Advice(
-        choice="abstain",
-        method="",
-        probability=probability,
-        confidence="low",
-        reasons=reasons,
-        needs=needs,
-        bake_off=bake_off(situation),
-    )
-
-
 def situation_of(cell: Cell) -> Situation:
     """A published cell as something to be advised on: groups stand for what is known of task and images."""
     structured = cell.group == "structured"
     return Situation(
         task=cell.task,
-        source=cell.task,
         images=cell.images,
         classes=cell.classes,
         backbone=BackboneFacts(name="vit_base_patch16_224", family="vit", pretraining="supervised"),

@@ -23,7 +23,7 @@ from promptvit.study.facts import Choice
 from promptvit.study.rules import LARGE_GAP, Score
 from promptvit.train.config import Device
 
-PARTS = ("images", "shots", "seed", "geometry", "validation_fraction", "train_share")
+PARTS = ("images", "shots", "seed", "geometry", "validation_fraction", "train_share", "broken", "cache_gib")
 """Fields of the data that a bake-off has from the advice."""
 
 
@@ -32,7 +32,8 @@ class Truth:
     """What a bake-off has shown.
 
     - `accuracies`: mean over seeds, in percent, by choice; on test images, or on validation images without.
-    - `best`: the best of them. `regret`: how far the advised one is behind it; None where the advice abstained.
+    - `best`: the best of them. `regret`: how far the advised one is behind it; None where the advice abstained,
+      or is none of them.
     - `right`: whether the regret is below a point. `side_right`: whether a probability above a half went with prompts
       being no worse than full fine-tuning; None without a probability.
     """
@@ -88,7 +89,7 @@ def truth(advice: Advice, results: Results) -> Truth:
             raise DataError(f"no final run of {cell.method}: {reason}", where="verify")
         means[_choice(cell)] = float(np.mean([_accuracy(final, tested) for final in cell.finals]))
     best = max(means, key=lambda way: means[way])
-    regret = None if advice.choice == "abstain" else means[best] - means[advice.choice]
+    regret = means[best] - means[advice.choice] if advice.choice in means else None
     side = None if advice.probability is None else (advice.probability > 0.5) == (means["prompts"] >= means["full"])
     return Truth(
         accuracies=means,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,7 +111,7 @@ def gather(
     seen = _look(task, data, load_source(source), source, reference, thresholds, look) if look else _Seen()
     return Situation(
         task=task.name,
-        source=data.source,
+        options=options(data, source, kind),
         images=len(task.train),
         classes=len(task.classes),
         backbone=BackboneFacts(
@@ -128,6 +130,17 @@ def gather(
         probe=seen.probe,
         sizes=sizes(skeleton, len(task.classes)),
     )
+
+
+def options(data: DataConfig, source: BackboneSource, kind: Kind) -> tuple[str, ...]:
+    """What `promptvit advise` is told of the task and the backbone: all that is not its default."""
+    found = ["--data", data.source, "--backbone", source.name]
+    for prefix, config, named in (("data", data, "source"), ("backbone", source, "name")):
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            if field.name != named and value != field.default:
+                found.append(f"--{prefix}.{field.name}={json.dumps(value) if not isinstance(value, str) else value}")
+    return (*found, *([] if kind == "auto" else ["--kind", kind]))
 
 
 def sizes(skeleton: Backbone, classes: int) -> dict[Choice, Size]:
