@@ -108,7 +108,6 @@ def test_attention_to_prompts_of_each_run(runs, images, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["attribution", "vpt"], "nothing to make: expected --figure FILE or --score"),
         (["attribution", "vpt", "vpt"], "the same run twice"),
         (["attribution", "vpt", "digits", "other"], "3 runs: expected one, or two to compare"),
         (["attribution", "vpt", "--score", "--show", "0"], "show=0: expected at least 1"),

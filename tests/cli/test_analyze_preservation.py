@@ -174,8 +174,10 @@ def test_runs_of_two_backbones_are_refused(runs, images, tmp_path, capsys):
     command = ["train", "--data", str(images), "--method", "linear", "--out", str(tmp_path / "mae"), *QUICK]
     assert main([*command, "--backbone", "vit_pico_mae"]) == 0
     capsys.readouterr()
-    assert ask([runs / "full", tmp_path / "mae"]) == 2
+    folders, figure = [runs / "full", tmp_path / "mae"], tmp_path / "a.png"
+    assert ask(folders, "--figure", str(figure)) == 2
     assert "full and mae were tuned on different backbones; expected runs of the same" in capsys.readouterr().err
+    assert ask(folders) == 0
 
 
 def test_a_convnet_is_refused(images, tmp_path, capsys):

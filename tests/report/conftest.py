@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from promptvit.analysis.preservation import Kept, Preservation, Similarity
+from promptvit.report.maps import KeptMaps, MapsOf
+from promptvit.report.pictures import small
 from promptvit.search.results import Cell, Final, Point, Results
 
 NAMES = (
@@ -125,6 +128,25 @@ def make_run(tmp_path):
         return folder
 
     return make
+
+
+def analyse(folder: Path) -> Path:
+    """Puts invented results of analyses into the folder of a run."""
+    (folder / "delta").mkdir()
+    (folder / "delta" / "delta.json").write_text(json.dumps({"format": 1, "sha256": "abc"}))
+    cka = [[None if 0 in (row, column) else 1 / (1 + abs(row - column)) for column in range(13)] for row in range(13)]
+    similarity = Similarity(images=200, cka={"cls": cka}, cosine={"cls": [0.1] * 13})
+    probe = {"cls": {"linear": [None, *(place / 20 for place in range(12))], "knn": [None, *(0.3,) * 12]}}
+    probes = {"before": probe, "after": probe}
+    weights = [place / 100 for place in range(12)]
+    found = Preservation(read="cls", probes=probes, own=similarity, other=similarity, weights=weights)
+    Kept(asked={"delta": "abc", "other": "other <b>"}, found=found).write(folder / "preservation.json")
+    pictures = [small(Image.fromarray(np.full((128, 128, 3), shade, np.uint8))).address for shade in (0, 100, 200)]
+    runs = [MapsOf(run=name, predicted=["cat", *NAMES[3:]], pictures=pictures) for name in ("run", "<i>other</i>")]
+    scores = {name: {"maps": 0.3, "random": 0.4, "p": 1e-9} for name in ("deletion", "insertion")}
+    known = {"delta": "abc", "kind": "grad-cam", "images": 200, "accuracy": 0.5, "scores": scores}
+    KeptMaps(**known, labels=NAMES[2:], pictures=pictures, runs=runs).write(folder)
+    return folder
 
 
 @pytest.fixture

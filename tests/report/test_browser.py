@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.report.conftest import analyse
 
 from promptvit.report.run import write_run_report
 from promptvit.report.study import write_study_report
@@ -72,10 +73,12 @@ def is_own(url: str, path: Path) -> bool:
     return url.startswith("data:") or url.partition("#")[0] == path.as_uri()
 
 
-@pytest.fixture(params=["run", "one epoch", "fifty classes", "study", "half a study", "one cell"])
+@pytest.fixture(params=["run", "analysed run", "one epoch", "fifty classes", "study", "half a study", "one cell"])
 def report(request, make_run, make_study, tmp_path) -> Path:
     if request.param == "run":
         return write_run_report(make_run())
+    if request.param == "analysed run":
+        return write_run_report(analyse(make_run()))
     if request.param == "one epoch":
         return write_run_report(make_run(classes=2, epochs=1, right=1.0))
     if request.param == "fifty classes":

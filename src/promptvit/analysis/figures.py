@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 
 from promptvit.errors import ConfigError
 from promptvit.files import write_bytes
@@ -27,6 +27,10 @@ MARKERS = "osD^vPX*"
 NAMED_CLASSES = 12
 """A legend has no more than these."""
 PALE = "#C4D9EA"
+COVER = 0.6
+"""How much of a picture is the map over it."""
+LEAST = 128
+"""Pixels of the longer side of a rendered image, about."""
 
 Curve = Sequence[tuple[int, float]]
 """Epochs, or other whole numbers, and values."""
@@ -305,13 +309,26 @@ def _draw_tile(axes: matplotlib.axes.Axes, tile: Tile) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     axes.set_title(_plain(tile.title), fontsize=9)
-    if tile.map is None:
-        axes.imshow(tile.pixels)
-        return
+    axes.imshow(rendered(tile))
+
+
+def rendered(tile: Tile) -> UInt8[np.ndarray, "high wide 3"]:
+    """The image, or in grey under its map from dark (its lowest value) to bright; a small one is enlarged, so that a
+    map of few patches is smooth on it."""
+    import matplotlib as mpl
+    from PIL import Image
+
     height, width, _ = tile.pixels.shape
-    place = (-0.5, width - 0.5, height - 0.5, -0.5)
-    axes.imshow(tile.pixels.mean(axis=2), cmap="gray", vmin=0, vmax=1)
-    axes.imshow(tile.map, cmap="inferno", alpha=0.6, interpolation="bilinear", extent=place)
+    factor = max(1, LEAST // max(height, width))
+    pixels = tile.pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    if tile.map is not None:
+        spread = np.ptp(tile.map)
+        scaled = (tile.map - tile.map.min()) / (spread if spread else 1)
+        sides = (width * factor, height * factor)
+        smooth = Image.fromarray(scaled.astype(np.float32)).resize(sides, Image.Resampling.BILINEAR)
+        colours = mpl.colormaps["inferno"](np.asarray(smooth))[..., :3]
+        pixels = (1 - COVER) * pixels.mean(axis=2, keepdims=True) + COVER * colours
+    return np.rint(255 * pixels).astype(np.uint8)
 
 
 def _plain(name: str) -> str:

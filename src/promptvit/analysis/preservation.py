@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,12 @@ from promptvit.data.config import DataConfig
 from promptvit.data.load import load_split, load_task
 from promptvit.data.task import Split
 from promptvit.errors import ConfigError
+from promptvit.files import write_json
 from promptvit.methods.lora import LoRA
 from promptvit.model import TunedModel
 
+FILE = "preservation.json"
+"""In the folder of a run."""
 LOW_RANK = ".lora_A.", ".lora_B."
 """In the names of the two factors that PEFT gives a layer."""
 
@@ -67,6 +72,27 @@ class Preservation:
         """The inverse."""
         own, other = (None if values[name] is None else Similarity(**values[name]) for name in ("own", "other"))
         return cls(**{**values, "own": own, "other": other})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """An answer in a file, beside all that it depends on: `asked`, plain values, one the SHA-256 of the `delta`."""
+
+    asked: dict[str, Any]
+    found: Preservation
+
+    def write(self, path: Path) -> None:
+        """Raises OutputError."""
+        write_json(path, {"asked": self.asked, "found": self.found.to_dict()})
+
+    @classmethod
+    def read(cls, path: Path) -> Kept | None:
+        """None if there is no such file, or none that can be read: it is made again."""
+        try:
+            values = json.loads(path.read_bytes())
+            return cls(asked=dict(values["asked"]), found=Preservation.from_dict(values["found"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
 
 def preservation(

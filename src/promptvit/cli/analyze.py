@@ -11,6 +11,7 @@ from promptvit.analysis.figures import check_format
 from promptvit.cli.options import add_fields, flatten, make_parser, option_value, parse, run_part
 from promptvit.cli.runs import delta_folder, run_config
 from promptvit.data.config import DataConfig
+from promptvit.errors import ConfigError
 from promptvit.train.config import Device
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def run(arguments: list[str]) -> None:
 def make_analysis_parser(name: str, description: str, figure: str) -> jsonargparse.ArgumentParser:
     """The options that analyses share; `figure` says what is drawn."""
     parser = make_parser(f"analyze {name}", description, "RUN... ")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs' folders")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs' folders, or a study's, for its final runs")
     parser.add_argument("--figure", type=str | None, default=None, help=f"{figure}: a .png or .svg file")
     parser.add_argument("--device", type=Device, default="auto", help="where to compute")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -58,10 +59,34 @@ def figure_path(values: dict[str, Any]) -> Path | None:
 
 
 def labelled(runs: Sequence[str]) -> dict[str, Path]:
-    """Folders by their names, or by all that was typed where two have the same name."""
-    names = [Path(each).resolve().name for each in runs]
-    count = Counter(names)
-    return {name if count[name] == 1 else each: Path(each) for name, each in zip(names, runs, strict=True)}
+    """Folders by their names, or by all that was typed where two have the same name; of a study, its final runs."""
+    found = [run for each in runs for run in _runs_of(each)]
+    count = Counter(short for short, _, _ in found)
+    return {short if count[short] == 1 else long: folder for short, long, folder in found}
+
+
+def _runs_of(typed: str) -> list[tuple[str, str, Path]]:
+    """A short and a long name and the folder of a run, or of each final run of a study; raises ConfigError for a study
+    without."""
+    folder = Path(typed)
+    path = folder / "results.json"
+    if not path.is_file():
+        return [(folder.resolve().name, typed, folder)]
+    from promptvit.report.record import read_json
+    from promptvit.search.results import Results
+
+    results = Results.from_dict(read_json(path))
+    several = len({cell.backbone for cell in results.cells}) > 1
+    runs = {
+        f"{cell.task}, {cell.method}{f', {cell.backbone}' if several else ''}, seed {final.seed}": folder / final.folder
+        for cell in results.cells
+        for final in cell.finals
+    }
+    if not runs:
+        raise ConfigError(
+            f"{folder} is a study without final runs", expected="a run, or a study with some that are done"
+        )
+    return [(name, f"{typed}: {name}", run) for name, run in runs.items()]
 
 
 def opened(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from promptvit.analysis.config import Attribution
-from promptvit.analysis.figures import Tile, draw_tiles
+from promptvit.analysis.figures import Tile, draw_tiles, rendered
 from promptvit.cli.analyze import figure_path, labelled, make_analysis_parser, opened
-from promptvit.cli.options import expand, parse
+from promptvit.cli.options import expand, note, parse
 from promptvit.data.config import DataConfig
 from promptvit.errors import ConfigError
 from promptvit.train.config import TrainConfig
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from promptvit.model import TunedModel
+    from promptvit.report.maps import KeptMaps
 
 Result = dict[str, Any]
 
@@ -38,7 +39,7 @@ class Seen:
 
 
 def run(arguments: list[str]) -> None:
-    """Look, score, draw, and print."""
+    """Look, score, draw, print, and keep what is shown for the report."""
     parser, expanded = make_attribution_parser(), expand(arguments)
     values = parse(parser, expanded)
     figure, kind = figure_path(values), values["kind"]
@@ -56,7 +57,7 @@ def run(arguments: list[str]) -> None:
     where = compared(seen)
     if figure is not None and not where:
         raise ConfigError("the runs agree on every image: there is nothing to draw", fix="Look at more --images")
-    shown = [] if figure is None else some(where, values["show"])
+    shown = some(where, values["show"])
     explained = {label: explain(each, kind, shown, score=values["score"]) for label, each in seen.items()}
     result = {
         "kind": kind,
@@ -67,9 +68,14 @@ def run(arguments: list[str]) -> None:
         ],
         **(differences(list(seen.values()), where) if len(seen) == 2 else {}),
     }
+    rows = rows_of(seen, {label: maps for label, (maps, _) in explained.items()}, shown)
     if figure is not None:
-        draw_tiles(figure, rows_of(seen, {label: maps for label, (maps, _) in explained.items()}, shown))
+        draw_tiles(figure, rows)
     print(json.dumps(result) if values["json"] else describe(result, list(seen)))
+    if shown:
+        for (label, folder), found in zip(folders.items(), result["runs"], strict=True):
+            kept(label, rows, deltas[label], {**result, **found}).write(folder)
+        note(f"kept for `promptvit report`: the maps of {', '.join(map(str, folders.values()))}")
 
 
 def make_attribution_parser() -> jsonargparse.ArgumentParser:
@@ -77,7 +83,8 @@ def make_attribution_parser() -> jsonargparse.ArgumentParser:
     parser = make_analysis_parser(
         "attribution",
         "Maps of what the answer of a tuned model rests on, and whether it does (--score). Of one run, or of two side "
-        "by side on the images where their answers differ. On the validation images of each run, or of --data.",
+        "by side on the images where their answers differ. On the validation images of each run, or of --data. "
+        "The runs' reports have what was looked at last.",
         "draw images and maps",
     )
     parser.add_argument(
@@ -87,7 +94,7 @@ def make_attribution_parser() -> jsonargparse.ArgumentParser:
         help="how maps are made; integrated-gradients needs the extra analysis",
     )
     parser.add_argument("--images", type=int, default=200, help="validation images that are looked at, at most")
-    parser.add_argument("--show", type=int, default=8, help="images in the figure, at most")
+    parser.add_argument("--show", type=int, default=8, help="images in the figure and in the report, at most")
     parser.add_argument(
         "--score", action="store_true", help="deletion and insertion of all these images, against random maps"
     )
@@ -97,12 +104,10 @@ def make_attribution_parser() -> jsonargparse.ArgumentParser:
 def check(values: dict[str, Any]) -> None:
     """Raise ConfigError for what cannot be asked."""
     runs, show = values["runs"], values["show"]
-    alone = len(runs) == 1 and values["figure"] is None and not values["score"]
     problems = {
         f"{len(runs)} runs: expected one, or two to compare": len(runs) > 2,
         "the same run twice": len(set(runs)) < len(runs),
         f"show={show}: expected at least 1": show < 1,
-        "nothing to make: expected --figure FILE or --score": alone,
     }
     ConfigError.collect([problem for problem, holds in problems.items() if holds], "analyze attribution")
 
@@ -181,6 +186,32 @@ def rows_of(seen: dict[str, Seen], maps: dict[str, list[np.ndarray]], shown: lis
             for i, map_of in zip(shown, maps[label], strict=True)
         ]
     return rows
+
+
+def kept(label: str, rows: dict[str, list[Tile]], delta: Path, found: Result) -> KeptMaps:
+    """The maps of the run that is called `label`, and of one beside it, for the report of its folder."""
+    from PIL import Image
+
+    from promptvit.delta_files import read_description
+    from promptvit.report.maps import KeptMaps, MapsOf
+    from promptvit.report.pictures import small
+
+    def pictures(name: str) -> list[str]:
+        return [small(Image.fromarray(rendered(tile))).address for tile in rows[name]]
+
+    names = sorted(rows.keys() - {""}, key=lambda name: name != label)
+    return KeptMaps(
+        delta=read_description(delta)["sha256"],
+        kind=found["kind"],
+        images=found["images"],
+        accuracy=found["accuracy"],
+        scores={name: found[name] for name in ("deletion", "insertion") if name in found},
+        labels=[tile.title for tile in rows[""]],
+        pictures=pictures(""),
+        runs=[
+            MapsOf(run=name, predicted=[tile.title for tile in rows[name]], pictures=pictures(name)) for name in names
+        ],
+    )
 
 
 def colours(seen: Seen, number: int) -> np.ndarray:

@@ -49,7 +49,7 @@ def make_curves_parser() -> jsonargparse.ArgumentParser:
         "learn.",
         "RUN... ",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs' folders, done or not")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs' folders, done or not, or a study's")
     parser.add_argument("--figure", type=str | None, default=None, help="draw the losses: a .png or .svg file")
     parser.add_argument("--log", action="store_true", help="losses of the figure on a logarithmic scale")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -18,7 +18,7 @@ from promptvit.cli.options import expand, note, option_value, parse
 from promptvit.cli.runs import run_config
 from promptvit.data.config import DataConfig
 from promptvit.errors import ConfigError
-from promptvit.files import digest, json_bytes, write_json
+from promptvit.files import digest, json_bytes
 from promptvit.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -41,30 +41,32 @@ def run(arguments: list[str]) -> None:
     values = parse(parser, expanded)
     figure = figure_path(values)
 
-    from promptvit.analysis.preservation import preservation, reading  # after parsing: help needs no torch
+    from promptvit.analysis.preservation import Kept, preservation, reading  # after parsing: help needs no torch
     from promptvit.checkpoint import load, load_named_backbone
     from promptvit.train.device import make_accelerator
 
     folders = labelled(values["runs"])
     deltas, data = opened(folders, parser, expanded)
     asked = {label: question(deltas[label], data[label], values["other"], values["images"]) for label in folders}
-    check_one_backbone(asked)
+    if figure is not None:
+        check_one_backbone(asked)
     if option_value(expanded, "--data.source") is None:
         warn_of_trained_images(folders)
     device = make_accelerator(TrainConfig(device=values["device"])).device
     results: dict[str, Preservation] = {}
     for label, folder in folders.items():
         path = kept_at(folder, values["out"], asked[label])
-        known = read_kept(path, asked[label])
-        if known is None:
+        kept = Kept.read(path)
+        if kept is None or kept.asked != asked[label]:
             pretrained = load_named_backbone(deltas[label]).to(device)
             model = load(deltas[label], backbone=pretrained).to(device)
             other = None if values["other"] is None else dataclasses.replace(data[label], source=values["other"])
-            known = preservation(model, pretrained, data[label], other=other, images=values["images"])
-            write_json(path, {"asked": asked[label], "found": known.to_dict()})
+            found = preservation(model, pretrained, data[label], other=other, images=values["images"])
+            kept = Kept(asked=asked[label], found=found)
+            kept.write(path)
         else:
             note(f"{label}: measured before, in {path}")
-        results[label] = known
+        results[label] = kept.found
     if figure is not None:
         parts = panels(results)
         draw_charts(figure, [parts[at : at + IN_A_ROW] for at in range(0, len(parts), IN_A_ROW)])
@@ -131,20 +133,11 @@ def warn_of_trained_images(folders: dict[str, Path]) -> None:
 
 def kept_at(folder: Path, out: str | None, asked: Asked) -> Path:
     """The file of the answer: in the run's folder, or in `out` under a name of its own."""
+    from promptvit.analysis.preservation import FILE
+
     if out is None:
-        return folder / "preservation.json"
+        return folder / FILE
     return Path(out) / f"preservation-{digest(json_bytes(asked))[:12]}.json"
-
-
-def read_kept(path: Path, asked: Asked) -> Preservation | None:
-    """The answer to just this question; None if there is none, or none that can be read."""
-    from promptvit.analysis.preservation import Preservation
-
-    try:
-        kept = json.loads(path.read_bytes())
-        return Preservation.from_dict(kept["found"]) if kept["asked"] == asked else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def panels(results: dict[str, Preservation]) -> list[Chart | Grid]:

@@ -69,11 +69,11 @@ def log_axis(label: str, values: Sequence[Number], show: Callable[[Number], str]
     return Axis(label=label, ticks=log_ticks(min(values), max(values)), show=show, log=True)
 
 
-def epoch_axis(epochs: Sequence[Number]) -> Axis:
-    """Whole numbers."""
-    low, high = int(min(epochs)), int(max(epochs))
+def whole_axis(label: str, values: Sequence[Number]) -> Axis:
+    """Whole numbers, of epochs, say."""
+    low, high = int(min(values)), int(max(values))
     marks = whole_ticks(low, high)
-    return Axis(label="epoch", ticks=marks if marks[-1] == high else [*marks, high], show=lambda tick: f"{tick:.0f}")
+    return Axis(label=label, ticks=marks if marks[-1] == high else [*marks, high], show=lambda tick: f"{tick:.0f}")
 
 
 def figure(title: str, picture: Child, *, numbers: Child = "", legend: Child = "", note: Child = "") -> Markup:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptvit.errors import ConfigError, DataError
+from promptvit.delta_files import read_description
+from promptvit.errors import ConfigError, DataError, DeltaError
 from promptvit.train.predictions import Predictions
 
 Row = dict[str, Any]
@@ -71,6 +72,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{path} is damaged: {error}", expected="JSON") from None
+
+
+def delta_digest(folder: Path) -> str | None:
+    """The SHA-256 of the delta that the run in `folder` has now; None without a readable one."""
+    try:
+        return read_description(folder / "delta").get("sha256")
+    except DeltaError:
+        return None
 
 
 def _trained(folder: Path, summary: dict[str, Any]) -> Path:

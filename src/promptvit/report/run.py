@@ -12,11 +12,13 @@ from promptvit.data.config import DataConfig
 from promptvit.files import write_text
 from promptvit.report import origin
 from promptvit.report.bars import Bar, bar_chart
-from promptvit.report.charts import Line, epoch_axis, figure, legend, line_chart, value_axis
+from promptvit.report.charts import Line, figure, legend, line_chart, value_axis, whole_axis
 from promptvit.report.classes import SPLITS, class_sections
+from promptvit.report.maps import KeptMaps, maps
 from promptvit.report.markup import Child, Markup, isolated, join, tag
 from promptvit.report.numbers import MISSING, Number, duration, percent, plain, short, size, wilson
 from promptvit.report.page import REPORT, Section, page
+from promptvit.report.preserved import preserved, read_kept
 from promptvit.report.prunings import pruning
 from promptvit.report.record import Row, RunRecord, read_run
 from promptvit.report.tables import Cell, facts, fold, number, table
@@ -39,6 +41,7 @@ def run_report(run: RunRecord, images: str | None = None) -> str:
     sections = [
         Section(name="curves", title="Curves", content=curves(run)),
         *class_sections(run, _data(run, images)),
+        *analyses(run),
         Section(name="cost", title="Cost", content=costs(run)),
         *(
             [Section(name="pruning", title="Pruning", content=pruning(summary["pruning"]))]
@@ -50,6 +53,15 @@ def run_report(run: RunRecord, images: str | None = None) -> str:
     ]
     title = f"{summary['task']['name']}, {summary['method']['name']}"
     return page(title, f"Run {run.folder.resolve().name}", lead(run), sections)
+
+
+def analyses(run: RunRecord) -> list[Section]:
+    """What `promptvit analyze` has left in the folder."""
+    maps_there, kept = KeptMaps.read(run.folder), read_kept(run.folder)
+    sections = [] if maps_there is None else [Section(name="maps", title="Maps", content=maps(maps_there, run.folder))]
+    if kept is not None:
+        sections.append(Section(name="preserved", title="Pretrained features", content=preserved(kept)))
+    return sections
 
 
 def _data(run: RunRecord, images: str | None) -> DataConfig:
@@ -136,7 +148,7 @@ def _curve(title: str, rows: Sequence[Row], names: Sequence[str], show: Show, *,
     ]
     heights = [value for line in lines for _, value in line.points]
     y = value_axis(title.lower() if len(title) < 20 else "NMI", heights, show, zero=zero)
-    chart = line_chart(title, lines, epoch_axis([row["epoch"] for row in rows]), y)
+    chart = line_chart(title, lines, whole_axis("epoch", [row["epoch"] for row in rows]), y)
     numbers = "" if names != ["mean"] else _nmi_table(rows)
     return figure(title, chart, legend=legend([line.name for line in lines]), numbers=numbers)
 

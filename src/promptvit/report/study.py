@@ -7,9 +7,11 @@ from pathlib import Path
 
 from promptvit.files import write_text
 from promptvit.report import origin
+from promptvit.report.learning import learning
 from promptvit.report.markup import Child, Markup, isolated, join, tag
 from promptvit.report.numbers import MISSING, duration, percent, plain
 from promptvit.report.page import REPORT, Section, page
+from promptvit.report.preserved import preserved_by_rows
 from promptvit.report.scales import scales
 from promptvit.report.searches import searches
 from promptvit.report.study_charts import accuracy_and_size, costs, differences
@@ -30,7 +32,8 @@ def write_study_report(folder: Path, results: Results) -> Path:
 
 
 def study_report(results: Results, folder: Path) -> str:
-    """The page: the same for the same results and the same reports of runs, to which it links."""
+    """The page: the same for the same results and the same folders of runs, from which it has their epochs and what was
+    analysed, and to whose reports it links."""
     name = row_names(results)
     sections = [
         Section(name="scale", title="Accuracy and images", content=scales(results)),
@@ -38,6 +41,8 @@ def study_report(results: Results, folder: Path) -> str:
         Section(name="tasks", title="Tasks", content=task_table(results, name)),
         Section(name="size", title="Accuracy and size", content=accuracy_and_size(results, name)),
         Section(name="differences", title="Differences", content=differences(results, name)),
+        Section(name="learning", title="Learning", content=learning(results, name, folder)),
+        Section(name="preserved", title="Pretrained features", content=preserved_by_rows(results, name, folder)),
         Section(name="searches", title="Searches", content=searches(results, name)),
         Section(name="cost", title="Cost", content=costs(results, name)),
         Section(name="progress", title="Progress", content=progress(results, name)),
