@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from typing import Any
 import yaml
 
 from promptvit.data.catalog import BENCHMARKS, FGVC, VTAB
+from promptvit.search.keys import run_key
 from promptvit.search.plan import CellPlan, StudyPlan, StudyTask
 from promptvit.search.published import GROUPS, Published, published
 
@@ -70,7 +72,8 @@ class Recipe:
             lines += textwrap.wrap(f"{name}: {fact}", 118, subsequent_indent="  ")
         lines.append(f"command: promptvit bench --config recipes/{self.name}.yaml")
         header = "".join(f"# {line}\n" for line in lines)
-        return header + "\n" + yaml.safe_dump(self.study, sort_keys=False, width=118, default_flow_style=None)
+        study = json.loads(json.dumps(self.study))  # what stands in two places is written twice, not as an alias
+        return header + "\n" + yaml.safe_dump(study, sort_keys=False, width=118, default_flow_style=None)
 
 
 def main() -> int:
@@ -110,6 +113,7 @@ def recipes() -> Iterator[Recipe]:
     yield table("spt/length", "SPT-deep and VPT-deep by prompt length", "a figure on prompt length", "mae")
     yield from shares()
     yield from commands()
+    yield strategies()
 
 
 def is_main(row: Published) -> bool:
@@ -123,7 +127,9 @@ def of_row(row: Published) -> Recipe:
     name = f"{row.paper}/{BACKBONES[row.backbone['name']]}-{slug(row.label)}"
     benchmarks = [name for name, group in (("vtab-1k", "natural"), ("fgvc", "fgvc")) if group in row.means]
     tasks = {task: fields for task in TASKS if (fields := own_fields(row, task))}
-    fields = {**row.method, **({"tasks": tasks} if tasks else {}), **({"prune": {}} if row.paper == "e2vpt" else {})}
+    parts = {"tasks": tasks, "first": row.first}
+    fields = {**row.method, **{name: part for name, part in parts.items() if part}}
+    fields |= {"prune": {}} if row.paper == "e2vpt" else {}
     more = {"change": {"retrain": "train"}} if row.paper == "e2vpt" else {}
     notes = [row.note, row.differs, "" if row.verified else "its figures are unverified"]
     facts = {
@@ -251,6 +257,48 @@ def shares() -> Iterator[Recipe]:
         )
 
 
+FULL_FIRST: Values = {"name": "full", "drop_path": 0.1, "settings": {"train.learning_rate": 0.0001}}
+"""The full fine-tuning of Adapter+ (Steitz and Roth, CVPR 2024)."""
+STRATEGIES: dict[str, Values] = {
+    "linear": {"name": "linear"},
+    "MLP-3": {"name": "mlp-3"},
+    "partial-1": {"name": "partial-1"},
+    "LoRA": {"name": "lora"},
+    "VPT-shallow": {"name": "vpt-shallow"},
+    "VPT-deep": {"name": "vpt-deep"},
+    "random prompts": {"name": "vpt-fixed"},
+    "full": {"name": "full"},
+    "L2-SP": {
+        "name": "full",
+        "settings": {"train.weight_decay": 0.0, "train.head_weight_decay": 0.01},
+        "grid": {"train.start_decay": [1.0, 10.0, 100.0]},
+    },
+    "mixed": {"name": "mixed"},
+    "full beside random prompts": {"name": "mixed", "fixed": True},
+    "full, then VPT-deep": {"name": "vpt-deep", "first": FULL_FIRST},
+    "full, then VPT-deep and a new head": {"name": "vpt-deep", "first": {**FULL_FIRST, "head": "anew"}},
+    "linear, then full": {"name": "full", "first": {"name": "linear"}},
+}
+"""Ways to tune a backbone for a task, each with a grid of its own in the protocol `fair`."""
+
+
+def strategies() -> Recipe:
+    """All of them on equal terms; the paper's own way is in a file for each of its rows."""
+    name = "vpt-or-ft/strategies"
+    rows = [row for row in published() if (row.paper, row.table) == ("vpt-or-ft", "VTAB-1k") and is_main(row)]
+    means = (f"{row.label} {', '.join(f'{group} {mean:.2f}' for group, mean in row.means.items())}" for row in rows)
+    return Recipe(
+        name=name,
+        title=f"Every strategy with a grid of its own, on vtab-1k; {rows[0].model}",
+        facts={
+            "paper": f"{rows[0].source}, {rows[0].table}, each strategy its own way: {'; '.join(means)}",
+            "note": "L2-SP draws backbone weights to their start in place of zero; what a decay does depends on its "
+            "product with the sum of a run's learning rates, which is 0.02 to 0.8 here",
+        },
+        study=study(name, ["vtab-1k"], rows[0].backbone, STRATEGIES, "fair"),
+    )
+
+
 def mini(pretraining: str) -> Recipe:
     """What a small machine can run: a bundled backbone on small tasks."""
     backbone = {**SPT_BACKBONES[pretraining], "name": {"sup": "vit_pico", "mae": "vit_pico_mae"}[pretraining]}
@@ -298,13 +346,18 @@ def cost(values: Values) -> str:
     if not every:
         return "the points of the protocol and its seeds, for each task"
     runs = images = 0
+    shared: set[str] = set()
     for cell in every:
-        points = cell.points()
-        searched, finals = len(points), len(cell.protocol.seeds)
-        info, config = TASKS[cell.task.name], cell.config(points[0], seed=0, final=True)
+        points, finals, info = cell.points(), len(cell.protocol.seeds), TASKS[cell.task.name]
         both = info.train + info.val if cell.protocol.retrain == "train+val" else info.train
-        runs += searched + finals
-        images += config.train.epochs * config.data.train_share * (searched * info.train + finals * both)
+        kinds = [(cell.config(points[0], seed=0, final=True), len(points))]
+        first = cell.first(seed=0, final=True)
+        if first is not None and run_key(first) not in shared:
+            shared.add(run_key(first))
+            kinds.append((first, 1))
+        for config, searched in kinds:
+            runs += searched + finals
+            images += config.train.epochs * config.data.train_share * (searched * info.train + finals * both)
     return f"{runs:,} runs; training sees {images / 1e6:,.1f} million images"
 
 

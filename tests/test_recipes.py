@@ -1,11 +1,13 @@
 """Every recipe is what the script writes, and a study whose tasks, methods, protocol and settings are known."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 from scripts import recipes
 
+from promptvit.search.keys import run_key
 from promptvit.search.plan import StudyPlan
 from promptvit.search.published import GROUP_OF, GROUPS, published
 
@@ -21,7 +23,7 @@ def test_every_row_of_the_main_tables_has_a_file():
     counts = {
         folder: sum(name.startswith(f"{folder}/") for name in STUDIES) for folder in ("vpt", "e2vpt", "vpt-or-ft")
     }
-    assert counts == {"vpt": 9 + 7 + 7 + 7 + 6 + 6 + 3, "e2vpt": 4, "vpt-or-ft": 9}
+    assert counts == {"vpt": 9 + 7 + 7 + 7 + 6 + 6 + 3, "e2vpt": 4, "vpt-or-ft": 9 + 1 + 1}
     assert {
         f"spt/{backbone}-spt-{depth}.yaml" for backbone in ("sup", "mae", "moco") for depth in ("deep", "shallow")
     } <= set(STUDIES)
@@ -82,6 +84,31 @@ def test_known_settings_leave_one_point():
         (cell,) = recipes.cells(STUDIES[name])
         (point,) = cell.points()
         assert cell.config(point, seed=0, final=True).train.learning_rate == rate
+
+
+def test_strategies_have_grids_of_their_own_and_as_much_training():
+    cells = {cell.row.label: cell for cell in recipes.cells(STUDIES["vpt-or-ft/strategies.yaml"])}
+    assert set(cells) == set(recipes.STRATEGIES)
+    configs = {
+        label: [cell.config(each, seed=0, final=True) for each in cell.points()] for label, cell in cells.items()
+    }
+    assert {len(every) for every in configs.values()} == {8, 16, 24}
+    assert {(each.train.epochs, each.train.batch_size) for every in configs.values() for each in every} == {(100, 64)}
+    assert {each.train.start_decay for each in configs["L2-SP"]} == {1.0, 10.0, 100.0}
+    assert len({run_key(each) for each in configs["L2-SP"]} - {run_key(each) for each in configs["full"]}) == 24
+    first = [each for cell in cells.values() if (each := cell.first(seed=0, final=True)) is not None]
+    assert [each.method["name"] for each in first] == ["full", "full", "linear"]
+    assert run_key(first[0]) == run_key(first[1])
+
+
+def test_full_then_prompts_is_there_as_the_paper_has_it():
+    cell = recipes.cells(STUDIES["vpt-or-ft/vit-b-full-then-vpt-deep.yaml"])[0]
+    first = cell.first(seed=42, final=True)
+    assert first is not None
+    assert (first.train.optimizer, first.train.batch_size, first.train.warmup_epochs) == ("adamw", 128, 5.0)
+    prompts = cell.config(cell.points()[0], seed=42, final=True)
+    assert (prompts.train.optimizer, prompts.train.batch_size, prompts.method["dropout"]) == ("sgd", 64, 0.1)
+    assert prompts.backbone.tuned == prompts.train.head_from == str(Path(run_key(first)).absolute())
 
 
 def test_groups_of_the_header_are_those_of_the_data():

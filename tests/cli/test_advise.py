@@ -1,7 +1,13 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from tests.search.conftest import write_task
 
@@ -145,6 +151,41 @@ def test_a_scale_study_goes_on_where_it_stopped(task, capsys, monkeypatch):
     ]
     report = Path("broken", "report.html").read_text()
     assert "Test accuracy on toys against the number of images" in report
+
+
+def cells_of(folder):
+    """The cells of a study's results, but for the seconds that its runs took."""
+    cells = json.loads(Path(folder, "results.json").read_text())["cells"]
+    for run in (run for cell in cells for part in ("points", "finals") for run in cell[part]):
+        assert run.pop("seconds") > 0
+    return cells
+
+
+def test_a_scale_study_that_is_killed_goes_on_to_the_same_figures(task, capsys):
+    small = ["--set", "train.epochs=1", "--set", "backbone.image_size=16", "--grid", "train.learning_rate=0.01,0.05"]
+    arguments = ["study", "scale", task, "--methods", "vpt-shallow,linear", "--sizes", "16,40", "--draws", "1", *small]
+    command = [sys.executable, "-m", "promptvit.cli", *arguments, "--device", "cpu", "--out", "killed"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+
+    def count(name):
+        return len(list(Path("killed").rglob(name)))
+
+    while count("summary.json") < 4 and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 4 <= count("summary.json") < 4 * 3
+    summaries = {path: path.stat().st_mtime_ns for path in Path("killed").rglob("summary.json")}
+
+    def finished(folder):
+        assert main([*arguments, "--device", "cpu", "--out", folder]) == 0
+        return capsys.readouterr().out, cells_of(folder)
+
+    table, cells = finished("killed")
+    assert (table, cells) == finished("whole")
+    assert [(len(cell["points"]), len(cell["finals"])) for cell in cells] == [(2, 1)] * 4
+    assert all(path.stat().st_mtime_ns == seen for path, seen in summaries.items())  # what was done was not done again
 
 
 def test_a_scale_study_hears_how_to_search(task, monkeypatch):

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from promptvit.errors import ConfigError
+from promptvit.methods import METHODS
 from promptvit.search.protocol import Protocol, Recipe
 from promptvit.search.protocols import PROTOCOLS
 
@@ -59,6 +60,34 @@ def test_full_fine_tuning_of_the_fourth_paper_has_two_settings_for_each_rate():
 def test_factors_are_of_the_methods_own_rate():
     points = points_of(PROTOCOLS["quick"], "vpt-deep", VIT, own_rate=0.005)
     assert [point["train.learning_rate"] for point in points] == [0.005 * (1 / 3), 0.005, 0.005 * 3.0]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "count"),
+    [
+        ("full", {"train.weight_decay", "method.drop_path"}, 16),
+        ("vpt-deep", {"train.weight_decay", "train.delta_weight_decay", "method.length"}, 24),
+        ("vpt-fixed", {"train.weight_decay", "train.delta_weight_decay", "method.length"}, 24),
+        ("mixed", {"train.weight_decay", "train.delta_weight_decay", "method.length"}, 24),
+        ("lora", {"train.weight_decay", "method.rank"}, 24),
+        ("linear", {"train.weight_decay"}, 8),
+    ],
+)
+def test_the_fair_protocol_searches_what_each_strategy_has(method, settings, count):
+    points = points_of(PROTOCOLS["fair"], method, VIT)
+    assert set(points[0]) == {"train.learning_rate", *settings}
+    assert len(points) == count
+    assert len({point["train.learning_rate"] for point in points}) == 4
+
+
+def test_the_fair_rates_of_mixed_weights_are_those_of_full():
+    mixed = METHODS["mixed"].build()
+    prompts = {
+        point["train.learning_rate"] for point in points_of(PROTOCOLS["fair"], "mixed", VIT, mixed.learning_rate)
+    }
+    weights = sorted(rate * mixed.backbone_share for rate in prompts)
+    full = sorted({point["train.learning_rate"] for point in points_of(PROTOCOLS["fair"], "full", VIT)})
+    assert weights == pytest.approx(full, rel=0.11)
 
 
 @pytest.mark.parametrize("name", list(PROTOCOLS))

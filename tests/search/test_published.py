@@ -158,9 +158,9 @@ class TestFacts:
             assert statistics.mean(row.means[group] for group in GROUPS[:3]) == pytest.approx(groups, abs=0.051)
 
 
-def matches(task="svhn", backbone=VIT, method=DEEP, protocol=PROTOCOLS["vpt"]):
+def matches(task="svhn", backbone=VIT, method=DEEP, protocol=PROTOCOLS["vpt"], **row):
     """The published rows beside a study of one cell."""
-    cell = Cell(task=task, group="", backbone=backbone, method="ours", fields=method)
+    cell = Cell(task=task, group="", backbone=backbone, method="ours", fields=method, **row)
     return beside(Results(name="s", protocol=protocol.to_dict(), cells=(cell,)), (backbone, "ours"))
 
 
@@ -241,6 +241,21 @@ class TestBeside:
     def test_a_protocol_without_the_method(self):
         assert "no recipe for spt-deep" in reasons("cub", method={"name": "spt-deep"}, label="SPT-deep")[-1]
         assert reasons(method={"name": "lora"}) == ("none of our protocols describes how it was trained",)
+
+    def test_what_comes_first_is_another_method(self):
+        protocol = PROTOCOLS["vpt-or-ft"]
+        (match,) = (each for each in matches(protocol=protocol, first={"name": "full"}) if not each.is_elsewhere)
+        assert match.row.label == "Full, then VPT-deep"
+        assert match.reasons[0].startswith("the settings of its full fine-tuning are searched")
+        assert all(not each.row.first for each in matches(protocol=protocol))
+
+    def test_settings_and_a_grid_of_the_row(self):
+        full, protocol = {"name": "full"}, PROTOCOLS["vpt-or-ft"]
+        assert reasons(label="Full", method=full, protocol=protocol) == ()
+        pulled = reasons(label="Full", method=full, protocol=protocol, grid={"train.start_decay": [1.0, 10.0]})
+        assert pulled == ("16 points searched (published: 8)",)
+        fixed = reasons(label="Full", method=full, protocol=protocol, settings={"train.epochs": 10})
+        assert fixed == ("train.epochs 10 (published: 100)",)
 
     def test_both_files_of_moco_hold_one_encoder(self):
         assert reasons(backbone="moco_v3_vit_base", label="VPT-deep") == ()

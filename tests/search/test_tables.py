@@ -54,6 +54,21 @@ def cell(task, method, accuracies, *, backbone=VIT, group=None, planned=3, state
     )
 
 
+def test_rows_are_told_with_what_is_their_own():
+    pulled = dataclasses.replace(
+        cell("sprites", "L2-SP", [0.5], name="full"),
+        settings={"train.weight_decay": 0.0, "method.drop_path": 0.1},
+        grid={"train.start_decay": [1.0, 10.0]},
+    )
+    later = dataclasses.replace(
+        cell("sprites", "full, then deep", [0.5], name="vpt-deep"),
+        first={"name": "full", "settings": {"train.epochs": 1}, "head": "keep"},
+    )
+    page = markdown_page(study([pulled, later]))
+    assert "- L2-SP: full, weight_decay 0, method.drop_path 0.1, start_decay 1 or 10" in page
+    assert "- full, then deep: vpt-deep, first (full, settings (train.epochs 1), head keep)" in page
+
+
 def study(cells, protocol="quick", **more):
     given = {"name": "a_study", "protocol": PROTOCOLS[protocol].to_dict(), "cells": tuple(cells), **more}
     return Results(**given)

@@ -241,6 +241,7 @@ class StudyCell:
     def results(self) -> Cell:
         """What is known so far."""
         search, finals = self._counted()
+        row = self.plan.row.to_dict()
         return Cell(
             task=self.plan.task.name,
             group=self.plan.task.group,
@@ -250,6 +251,8 @@ class StudyCell:
             if self.plan.row.prune is None
             else {**self.plan.fields, "prune": self.plan.row.prune},
             settings=self.plan.row.settings,
+            grid=row.get("grid", {}),
+            first=row.get("first", {}),
             chosen=self.chosen(),
             points=tuple(_point(trial) for trial in search),
             finals=tuple(_final(trial, trial.outcome) for trial in finals if trial.outcome is not None),

@@ -48,20 +48,19 @@ def _cells(plan: StudyPlan) -> list[CellPlan]:
     try:
         return plan.cells()
     except DataError:
-        tasks = [
-            task for source in plan.data for task in _known(source) if plan.tasks is None or task.name in plan.tasks
-        ]
+        tasks = [task for source in plan.data for task in _known(source, plan.tasks)]
         return [
             CellPlan(study=plan, task=task, backbone=backbone, row=row, protocol=plan.protocol_of(task.group))
             for task, backbone, row in itertools.product(tasks, plan.backbones, plan.rows)
         ]
 
 
-def _known(source: str) -> list[StudyTask]:
-    """The tasks of a source that is not there; handwritten digits stand in for their images."""
-    infos = next((tasks for name, tasks in BENCHMARKS.items() if name == source), ())
-    found = [StudyTask(name=info.name, group=info.group, source="digits") for info in infos]
-    return found or [StudyTask(name=Path(source).name, group="", source="digits")]
+def _known(source: str, names: tuple[str, ...] | None) -> list[StudyTask]:
+    """The tasks called `names`, or all, of a source that is not there; handwritten digits stand in for their images."""
+    if source in BENCHMARKS:
+        infos = [info for info in BENCHMARKS[source] if names is None or info.name in names]
+        return [StudyTask(name=info.name, group=info.group, source="digits") for info in infos]
+    return [StudyTask(name=name, group="", source="digits") for name in names or (Path(source).name,)]
 
 
 def _kinds(cells: Iterable[CellPlan]) -> list[CellPlan]:
@@ -79,8 +78,12 @@ def _line(cell: CellPlan, stock: Stock) -> str:
     points = cell.points()
     configs = [cell.config(point, seed=cell.protocol.search_seed, final=False) for point in points]
     final = cell.config(points[0], seed=cell.protocol.seeds[0], final=True)
-    trained = [step(config, cell.backbone.name, stock) for config in (configs[0], final)]
-    runs = (len(points) if len(points) > 1 else 0) + len(cell.protocol.seeds)
+    first = cell.first(seed=cell.protocol.seeds[0], final=True)
+    stepped = (configs[0], final) if first is None else (first, configs[0], final)
+    trained = [step(config, cell.backbone.name, stock) for config in stepped]
+    tried = len(points) if len(points) > 1 else 0
+    runs = tried + len(cell.protocol.seeds)
+    runs += 0 if first is None else bool(tried) + len(cell.protocol.seeds)
     return (
         f"{cell.row.label} on {cell.backbone.name}, {cell.task.name}, protocol {cell.protocol.name}: {runs} runs, "
         f"{trained[-1]:,} parameters trained on the stand-in"

@@ -1,4 +1,4 @@
-"""Whether plain values, of YAML or of a command line, are of the types that the fields of a dataclass have."""
+"""Whether plain values, of YAML or of a command line, are of the types that fields of a run have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from promptvit.search.protocol import Scalar
+from promptvit.backbones.source import BackboneSource
+from promptvit.data.config import DataConfig
+from promptvit.registry import nearest
+from promptvit.search.protocol import Scalar, Settings
+from promptvit.train.config import TrainConfig
+
+PARTS: dict[str, type] = {"backbone": BackboneSource, "data": DataConfig, "train": TrainConfig}
+"""Classes of the parts of a run, beside its method."""
 
 
 @cache
@@ -22,12 +29,31 @@ def wrong_types(prefix: str, kind: type, values: Mapping[str, Any]) -> list[str]
     """What is wrong with names and types of fields of `kind`: dataclasses do not look, and `"False"` would be true."""
     types = field_types(kind)
     return [
-        f"{prefix}{name}: no such field"
+        f"{prefix}{name}: no such field{_meant(prefix, name, types)}"
         if name not in types
         else f"{prefix}{name}={value!r}: expected {_type_name(types[name])}"
         for name, value in values.items()
         if name not in types or not _is_of(value, types[name])
     ]
+
+
+def wrong_settings(method: type, settings: Settings) -> list[str]:
+    """What is wrong with names and types of settings of a run with a `method`, by their dotted names.
+
+    Ranges are checked by the classes that the fields belong to; names of groups by `setting_problems`.
+    """
+    problems = []
+    for name, value in settings.items():
+        part, _, path = name.partition(".")
+        field, dot, _ = path.partition(".")
+        if part == "method" or part in PARTS:
+            problems += wrong_types(f"{part}.", PARTS.get(part, method), {field: {} if dot else value})
+    return problems
+
+
+def _meant(prefix: str, name: str, known: Mapping[str, Any]) -> str:
+    close = nearest(name, known, count=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def _is_of(value: Any, hint: Any) -> bool:

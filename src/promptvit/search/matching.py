@@ -11,7 +11,7 @@ from promptvit.data.config import DataConfig
 from promptvit.errors import ConfigError
 from promptvit.methods import METHODS
 from promptvit.methods.spt import SPT
-from promptvit.search.protocol import Protocol, Settings
+from promptvit.search.protocol import Grid, Protocol, Settings
 from promptvit.search.protocols import PROTOCOLS
 from promptvit.search.published import GROUP_OF, Published, published
 from promptvit.search.results import Cell, Results
@@ -69,7 +69,7 @@ def beside(results: Results, row: tuple[str, str]) -> tuple[Match, ...]:
         here = _for_task(protocol, cell.task)
         key = f"{here.name} {sorted(_given(cell.fields).items())}"
         if key not in own:
-            own[key] = _Own(cell.backbone, cell.fields, here)
+            own[key] = _Own(cell, here)
         for match in own[key].matches(cell.task):
             rows[id(match.row)] = match.row
             for reason in match.reasons:
@@ -88,13 +88,16 @@ def _named(tasks: dict[str, list[str]], row: Published, cells: list[Cell]) -> tu
 class _Own:
     """A cell of a study: a method on a backbone under a protocol."""
 
-    def __init__(self, backbone: str, method: Mapping[str, Any], protocol: Protocol) -> None:
-        self.architecture, _, self.pool = backbone.partition(":")
+    def __init__(self, cell: Cell, protocol: Protocol) -> None:
+        method = cell.fields
+        self.architecture, _, self.pool = cell.backbone.partition(":")
+        self.first = cell.first
         self.name, self.fields, self.given = str(method["name"]), _flat(_built(method)), _given(method)
         self.protocol, self.plan, self.problem = protocol, None, ""
         self.compared: dict[str, tuple[set[str], list[str]]] = {}
         try:
-            self.plan = _plan(protocol, self.name, self.architecture)
+            grid = {name: tuple(values) for name, values in cell.grid.items()}
+            self.plan = _plan(protocol, self.name, self.architecture, cell.settings, grid)
         except ConfigError as error:
             self.problem = str(error)
 
@@ -105,8 +108,8 @@ class _Own:
                 yield Match(row=row, reasons=tuple(self.reasons(row, task)))
 
     def is_method_of(self, row: Published) -> bool:
-        """Whether both are of one class, and agree in what their names stand for."""
-        if not row.method:
+        """Whether both are of one class, agree in what their names stand for, and come after the same."""
+        if not row.method or row.first.get("name") != self.first.get("name"):
             return False
         ours, theirs = METHODS[self.name], METHODS[row.method["name"]]
         if ours.method is not theirs.method:
@@ -199,11 +202,14 @@ class _Plan:
         }
 
 
-def _plan(protocol: Protocol, method: str, backbone: str) -> _Plan:
-    """Raises ConfigError if the protocol has nothing for the method."""
-    recipe = protocol.recipe(method, backbone)
+def _plan(
+    protocol: Protocol, method: str, backbone: str, settings: Settings | None = None, grid: Grid | None = None
+) -> _Plan:
+    """With a row's own `settings` and `grid`; raises ConfigError if the protocol has nothing for the method."""
+    settings = settings or {}
+    recipe = protocol.recipe(method, backbone).change(settings=settings, grid=grid)
     points = recipe.points(METHODS[method].method.learning_rate)
-    return _Plan(settings={**protocol.settings, **recipe.settings}, points=points)
+    return _Plan(settings={**protocol.settings, **recipe.settings, **settings}, points=points)
 
 
 def _for_task(protocol: Protocol, task: str) -> Protocol:

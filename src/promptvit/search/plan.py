@@ -24,12 +24,12 @@ from promptvit.errors import ConfigError, DataError
 from promptvit.methods import METHODS
 from promptvit.methods.base import Preset
 from promptvit.registry import unknown
-from promptvit.search.fields import field_types, is_integer, wrong_types
+from promptvit.search.fields import PARTS, field_types, is_integer, wrong_settings
 from promptvit.search.keys import run_key
 from promptvit.search.protocol import Grid, Protocol, Recipe, Settings, combinations, listed, setting_problems
 from promptvit.search.protocols import PROTOCOLS
 from promptvit.search.row import Row, row_from
-from promptvit.train.config import Device, RunConfig, TrainConfig
+from promptvit.train.config import Device, RunConfig
 from promptvit.train.loop import make_method
 
 Sampler = Literal["grid", "random", "tpe"]
@@ -202,7 +202,7 @@ class StudyPlan:
         """Raise ConfigError for a setting that somebody has asked for and no row would take."""
         changed = self.protocol.changed
         for name in dict.fromkeys([*changed.get("settings", ()), *changed.get("grid", ()), *self.search.ranges]):
-            if not any(cell.takes(name) and name not in cell.row.settings for cell in cells):
+            if not any(cell.follows(name) for cell in cells):
                 raise ConfigError(
                     f"setting {name}: every row lacks it or has a value of its own", where=f"study {self.name}"
                 )
@@ -278,7 +278,7 @@ class CellPlan:
     @cached_property
     def ranges(self) -> dict[str, tuple[float, float] | tuple[int, int]]:
         """What is drawn between two numbers; two integers for a setting that is one."""
-        kinds = {name: self._hint(name) for name in self.study.search.ranges if self._is_free(name)}
+        kinds = {name: self._hint(name) for name in self.study.search.ranges if self.follows(name)}
         bounds = {name: self.study.search.ranges[name] for name in kinds}
         return {
             name: (math.ceil(low), math.floor(high)) if kinds[name] is int else (low, high)
@@ -322,7 +322,7 @@ class CellPlan:
             parts["data"]["train_on"] = "train+val"
         if self.protocol.epoch == "best-test" or (final and self.protocol.epoch != "last"):
             parts["train"]["test"] = "every-epoch"
-        ConfigError.collect(self._problems(merged), f"protocol {self.protocol.name}")
+        ConfigError.collect(wrong_settings(self.preset.method, merged), f"protocol {self.protocol.name}")
         first = self.first(seed=seed, final=final)
         if first is not None and self.row.first is not None:  # a worker knows where; the name is what a run's key has
             folder = run_key(first)
@@ -350,23 +350,11 @@ class CellPlan:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """What the protocol has for this method on this backbone."""
-        return self.protocol.recipe(self.fields["name"], self.backbone.name)
-
-    def _problems(self, settings: Settings) -> list[str]:
-        """What is wrong with names and types of settings; their ranges are checked by the classes they belong to."""
-        split = [(*name.partition("."), value) for name, value in settings.items()]
-        return [
-            problem
-            for part, _, path, value in split
-            if "." not in path
-            for problem in wrong_types(f"{part}.", self._kind(part), {path: value})
-        ]
+        """What the protocol has for this method on this backbone, with the row's own grid."""
+        return self.protocol.recipe(self.fields["name"], self.backbone.name).change(grid=self.row.grid)
 
     def _kind(self, part: str) -> type:
-        return {"data": DataConfig, "train": TrainConfig, "backbone": BackboneSource, "method": self.preset.method}[
-            part
-        ]
+        return PARTS.get(part, self.preset.method)
 
     def _hint(self, name: str) -> Any:
         part, _, field = name.partition(".")
@@ -375,6 +363,10 @@ class CellPlan:
     def _is_free(self, name: str) -> bool:
         """Whether the search has a say in a setting."""
         return self.takes(name) and name not in self.row.settings
+
+    def follows(self, name: str) -> bool:
+        """Whether the study has a say in a setting: the row has neither a value nor a grid of its own for it."""
+        return self._is_free(name) and name not in self.row.grid
 
     def takes(self, name: str) -> bool:
         """Whether there is such a setting, or the method has a field for it that the row does not fix."""

@@ -74,6 +74,27 @@ class Recipe:
         rates = tuple(own_rate * factor for factor in self.rate_factors)
         return [{**grid, RATE: rates} if rates else grid for grid in self.grids]
 
+    def change(self, *, settings: Settings | None = None, grid: Grid | None = None) -> Recipe:
+        """The recipe without what `settings` fix, with the values of `grid` alone.
+
+        Grids that have none of the values of a setting are left out; values that no grid has take the place of all.
+        """
+        settings, grid = settings or {}, grid or {}
+        grids = [_without(each, settings) for each in self.grids]
+        for name, wanted in grid.items():
+            known = {value for each in grids for value in each.get(name, ())}
+            if known.issuperset(wanted):
+                kept = [{**each, name: tuple(v for v in each.get(name, ()) if v in wanted)} for each in grids]
+                grids = [each for each in kept if each[name]]
+            else:
+                grids = [{**each, name: tuple(wanted)} for each in grids]
+        return dataclasses.replace(
+            self,
+            settings=_without(self.settings, settings),
+            grids=tuple(grids),
+            rate_factors=() if RATE in settings or RATE in grid else self.rate_factors,
+        )
+
 
 def combinations(grids: Iterable[Grid]) -> list[Settings]:
     """Every point of the union of `grids` once, in order."""
@@ -147,7 +168,7 @@ class Protocol:
         self,
         *,
         settings: Settings | None = None,
-        grid: Mapping[str, tuple[Scalar, ...]] | None = None,
+        grid: Grid | None = None,
         seeds: tuple[int, ...] | None = None,
         epoch: Epoch | None = None,
         retrain: Retrain | None = None,
@@ -155,8 +176,7 @@ class Protocol:
         """The same with other `settings` in every run, with these values alone for settings of the `grid`, with other
         `seeds`, another rule or other training images; what was changed is written down in `changed`.
 
-        Grids that have none of the values of a setting are left out; values that no grid has take the place of all.
-        Raises ConfigError for a setting that is both fixed and searched.
+        See `Recipe.change` for what becomes of grids. Raises ConfigError for a setting that is both fixed and searched.
         """
         settings, grid = settings or {}, grid or {}
         problems = [f"{name} is both fixed and searched" for name in settings if name in grid]
@@ -172,7 +192,7 @@ class Protocol:
         return dataclasses.replace(
             self,
             settings={**_without(self.settings, grid), **settings},
-            recipes=tuple(_changed(recipe, settings, grid) for recipe in self.recipes),
+            recipes=tuple(recipe.change(settings=settings, grid=grid) for recipe in self.recipes),
             changed={**known, **merged, **rest},
             **rest,
         )
@@ -209,21 +229,3 @@ def _recipe(values: dict[str, Any]) -> Recipe:
 
 def _without(values: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
-
-
-def _changed(recipe: Recipe, settings: Settings, grid: Grid) -> Recipe:
-    """The recipe without what `settings` fix, with the values of `grid` alone."""
-    grids = [_without(each, settings) for each in recipe.grids]
-    for name, wanted in grid.items():
-        known = {value for each in grids for value in each.get(name, ())}
-        if known.issuperset(wanted):
-            kept = [{**each, name: tuple(v for v in each.get(name, ()) if v in wanted)} for each in grids]
-            grids = [each for each in kept if each[name]]
-        else:
-            grids = [{**each, name: tuple(wanted)} for each in grids]
-    return dataclasses.replace(
-        recipe,
-        settings=_without(recipe.settings, settings),
-        grids=tuple(grids),
-        rate_factors=() if RATE in settings or RATE in grid else recipe.rate_factors,
-    )

@@ -307,8 +307,13 @@ _register(
                 grids=({RATE: (3e-5, 1e-4, 3e-4, 1e-3), DECAY: (0.0001, 0.01), "method.drop_path": (0.0, 0.1)},),
             ),
             Recipe(
-                methods=("vpt*", "spt*"),
+                methods=("vpt*", "spt*", "mixed"),
                 grids=({LENGTH: (5, 20, 100), "train.delta_weight_decay": (0.0,), DECAY: (0.0001, 0.01)},),
+                rate_factors=(0.1, 1 / 3, 1.0, 3.0),
+            ),
+            Recipe(
+                methods=("lora",),
+                grids=({"method.rank": (2, 8, 32), DECAY: (0.0001, 0.01)},),
                 rate_factors=(0.1, 1 / 3, 1.0, 3.0),
             ),
             Recipe(grids=({DECAY: (0.0001, 0.01)},), rate_factors=(0.1, 1 / 3, 1.0, 3.0)),

@@ -21,7 +21,7 @@ class Published:
     """A row of a paper's table, in %.
 
     - `label`: what the paper calls the method; `method`: the registered name and fields, empty for none of ours;
-      `lengths`: fields that differ by task.
+      `lengths`: fields that differ by task; `first`: what is tuned before, as in a study file.
     - `backbone`: as `BackboneSource` has it; `model`: in words.
     - `values`: by task; `means`: by group, as printed.
     - `wins`: tasks of each group that are better than with full fine-tuning, as printed.
@@ -40,6 +40,7 @@ class Published:
     model: str
     method: dict[str, Any] = field(default_factory=dict)
     lengths: dict[str, dict[str, Any]] = field(default_factory=dict)
+    first: dict[str, Any] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     means: dict[str, float] = field(default_factory=dict)
     wins: dict[str, int] = field(default_factory=dict)

@@ -54,7 +54,8 @@ class Cell:
 
     - `group`: of the task (natural, specialized, structured, fgvc), or empty.
     - `method`: the label of the row; `fields`: the method's name and its own fields.
-    - `settings`: the row's own, which the search leaves alone.
+    - `settings`: the row's own, which the search leaves alone; `grid`: its own values to try; `first`: what is tuned
+      before, as in a study file, or nothing.
     - `chosen`: the settings of the best point; None until the search is over.
     - `planned_finals`: how many final runs the protocol asks for. `failures`: why some of them failed.
     """
@@ -65,6 +66,8 @@ class Cell:
     method: str
     fields: dict[str, Any]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    grid: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    first: dict[str, Any] = dataclasses.field(default_factory=dict)
     chosen: dict[str, Any] | None = None
     points: tuple[Point, ...] = ()
     finals: tuple[Final, ...] = ()

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from promptvit.errors import ConfigError
 from promptvit.methods import METHODS
 from promptvit.pruning.config import PruneConfig
-from promptvit.search.fields import wrong_types
-from promptvit.search.protocol import Settings, setting_problems
+from promptvit.search.fields import wrong_settings, wrong_types
+from promptvit.search.protocol import Grid, Settings, listed, setting_problems
 from promptvit.train.config import RunConfig
 from promptvit.train.loop import make_method
 
@@ -47,6 +47,10 @@ class First:
             problems.append(f"first {self.fields['name']} with head=anew: nothing of it would be left")
         ConfigError.collect(problems, "first")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in a study file."""
+        return {**self.fields, **({"settings": self.settings} if self.settings else {}), "head": self.head}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -55,6 +59,8 @@ class Row:
     - `fields`: the method's name and its own fields, which the search leaves alone; `tasks`: fields that a task has of
       its own.
     - `settings`: of this row's runs, before those of the protocol; its search leaves them alone.
+    - `grid`: the row's own values to try, beside what the protocol searches, or in its place: as a change of the
+      protocol for this row alone.
     - `first`: what is tuned before.
     - `prune`: fields of `PruneConfig`; the final runs are then pruned, and the pruned runs' figures count.
     """
@@ -63,16 +69,17 @@ class Row:
     fields: dict[str, Any]
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: Settings = field(default_factory=dict)
+    grid: Grid = field(default_factory=dict)
     first: First | None = None
     prune: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        problems = setting_problems(self.settings)
+        for task in ("", *self.tasks):
+            self.build(task)
+        problems = self._setting_problems()
         if self.first is not None and self.prune is not None:
             problems.append("first with prune: a pruned run is made from one run alone")
         ConfigError.collect(problems, f"row {self.label}")
-        for task in ("", *self.tasks):
-            self.build(task)
         if self.prune is not None:
             PruneConfig(**self.prune)
 
@@ -85,14 +92,22 @@ class Row:
         ConfigError.collect(wrong_types("", kind, given), f"row {self.label}")
         return fields
 
+    def _setting_problems(self) -> list[str]:
+        """What is wrong with the row's own settings and grid."""
+        preset = METHODS[self.fields["name"]]
+        fixed = {*self.settings, *(f"method.{name}" for name in (*self.fields, *preset.fields))}
+        problems = setting_problems([*self.settings, *self.grid])
+        problems += [f"{name} is both fixed and searched" for name in self.grid if name in fixed]
+        problems += [f"grid of {name}: expected at least one value" for name, values in self.grid.items() if not values]
+        tried = [{name: value} for name, values in self.grid.items() for value in values]
+        problems += [each for part in (self.settings, *tried) for each in wrong_settings(preset.method, part)]
+        return list(dict.fromkeys(problems))
+
     def to_dict(self) -> dict[str, Any]:
         """What `row_from` takes."""
-        first = self.first and {
-            **self.first.fields,
-            **({"settings": self.first.settings} if self.first.settings else {}),
-            "head": self.first.head,
-        }
-        parts = {"tasks": self.tasks, "settings": self.settings, "first": first}
+        grid = {name: list(values) for name, values in self.grid.items()}
+        first = self.first and self.first.to_dict()
+        parts = {"tasks": self.tasks, "settings": self.settings, "grid": grid, "first": first}
         given = {name: part for name, part in parts.items() if part}
         return {**self.fields, **given, **({} if self.prune is None else {"prune": self.prune})}
 
@@ -101,9 +116,10 @@ def row_from(label: str, values: Mapping[str, Any]) -> Row:
     """From a study file."""
     parts = {name: values.get(name) or {} for name in ("tasks", "settings")}
     first = None if values.get("first") is None else _first(values["first"])
-    own = ("tasks", "settings", "first", "prune")
+    grid = {name: listed(each) for name, each in (values.get("grid") or {}).items()}
+    own = ("tasks", "settings", "grid", "first", "prune")
     fields = {name: value for name, value in values.items() if name not in own}
-    return Row(label=label, fields=fields, **parts, first=first, prune=values.get("prune"))
+    return Row(label=label, fields=fields, **parts, grid=grid, first=first, prune=values.get("prune"))
 
 
 def _first(values: Mapping[str, Any]) -> First:

@@ -205,12 +205,12 @@ def intervals(results: Results) -> Iterator[Block]:
 def settings(results: Results) -> Iterator[Block]:
     """What rows stand for, and what every search chose, of how many points; nothing if names say it all."""
     rows = dict.fromkeys(row_fields(cell, results) for cell in results.cells)
-    told = tuple(row for row in rows if len(set(row.split(": ", 1))) > 1)
+    lines = tuple(row for row in rows if len(set(row.split(": ", 1))) > 1)
     searched = [cell for cell in results.cells if is_searched(cell)]
-    if told or searched:
+    if lines or searched:
         yield Heading(text="Settings")
-    if told:
-        yield Text(text="Rows:", items=told)
+    if lines:
+        yield Text(text="Rows:", items=lines)
     if searched:
         named = not one_backbone(results)
         yield Table(
@@ -227,16 +227,21 @@ def row_fields(cell: Cell, results: Results) -> str:
     """What its row stands for; fields that differ from task to task are left to the lines below."""
     every = [other.fields for other in results.cells if other.method == cell.method]
     same = [f"{n} {plain(v)}" for n, v in cell.fields.items() if n != "name" and all(f.get(n) == v for f in every)]
-    return f"{cell.method}: {', '.join([cell.fields['name'], *same])}"
+    tried = {name: " or ".join(map(plain, values)) for name, values in cell.grid.items()}
+    first = [f"first {plain(cell.first)}"] if cell.first else []
+    return f"{cell.method}: {', '.join([cell.fields['name'], *same, *told(cell.settings), *told(tried), *first])}"
+
+
+def told(settings: dict[str, Any]) -> list[str]:
+    """Each setting, without `train.` before it."""
+    return [f"{name.removeprefix('train.')} {plain(value)}" for name, value in settings.items()]
 
 
 def chosen(cell: Cell) -> str:
-    """The settings, without `train.` before them."""
+    """The settings that the search chose."""
     if cell.chosen is None:
         return "not chosen yet"
-    return (
-        ", ".join(f"{name.removeprefix('train.')} {plain(value)}" for name, value in cell.chosen.items()) or "no choice"
-    )
+    return ", ".join(told(cell.chosen)) or "no choice"
 
 
 def plain(value: Any) -> str:
