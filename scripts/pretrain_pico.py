@@ -1,14 +1,16 @@
 """Pre-train the bundled backbones on CIFAR-100: `vit_pico` with labels, `vit_pico_mae` as a masked autoencoder.
 
+`--architecture swin` trains a small Swin with labels, which is not bundled: for measurements.
+
     python -m scripts.pretrain_pico masked --data cifar100 --out runs/mae --epochs 100
 
 `--data` is a folder, where torchvision downloads CIFAR-100, or an npz file with encoded images (`data`, `offsets`,
 `labels`, `split`). A killed run goes on from its last epoch when it is started again with the same arguments. At the
-end `weights.safetensors` (float16, timm's key names) and `card.json` lie in the folder.
+end `weights.safetensors` (float16, timm's key names), `config.json` and `card.json` lie in the folder.
 
 Supervised: label smoothing (Touvron et al., DeiT, 2021, for the optimiser). Masked: 75 % of the patches are hidden, a
 narrow decoder predicts their normalised pixels (He et al., Masked Autoencoders, CVPR 2022). Both see random parts of
-the images. `load_backbone("vit_pico", checkpoint="runs/mae/weights.safetensors")` reads what is written.
+the images. `load_backbone("runs/mae")` reads what is written.
 """
 
 from __future__ import annotations
@@ -21,15 +23,17 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
 from benchmarks.machine import commit, machine
 from PIL import Image
 from safetensors.torch import save
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -37,6 +41,22 @@ from promptvit.files import write_bytes, write_json
 
 CLASSES, SIZE, PATCH, WIDTH = 100, 32, 4, 128
 GRID = SIZE // PATCH
+Encoder = VisionTransformer | SwinTransformer
+Architecture = Literal["vit", "swin"]
+VIT = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": 6, "num_heads": 4}
+SWIN = {
+    "img_size": SIZE,
+    "patch_size": 2,
+    "window_size": 4,
+    "embed_dim": 48,
+    "depths": (2, 2, 2),
+    "num_heads": (2, 4, 8),
+}
+ARCHITECTURES: dict[Architecture, tuple[str, dict[str, Any]]] = {
+    "vit": ("vit_tiny_patch16_224", VIT),
+    "swin": ("swin_tiny_patch4_window7_224", SWIN | {"drop_path_rate": 0.0}),
+}
+"""timm's name of a kin, and the sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +67,8 @@ class Recipe:
     epochs: int
     batch_size: int
     learning_rate: float
+    architecture: Architecture = "vit"
+    bfloat16: bool = False
     weight_decay: float = 0.05
     warmup: float = 0.05
     seed: int = 0
@@ -104,11 +126,12 @@ def augmented(images: Tensor, generator: torch.Generator, *, smallest: float) ->
 # --- objectives ----------------------------------------------------------------------------------------------------
 
 
-def pico(classes: int = 0) -> VisionTransformer:
-    """The architecture of both backbones."""
-    return VisionTransformer(
-        img_size=SIZE, patch_size=PATCH, embed_dim=WIDTH, depth=6, num_heads=4, num_classes=classes
-    )
+def make(architecture: Architecture, classes: int = 0) -> Encoder:
+    """A timm model with random weights."""
+    name, sizes = ARCHITECTURES[architecture]
+    model = timm.create_model(name, num_classes=classes, **sizes)
+    assert isinstance(model, Encoder)
+    return model
 
 
 class Objective(nn.Module, ABC):
@@ -118,7 +141,7 @@ class Objective(nn.Module, ABC):
     """The smallest part of an image that a training step sees, by area."""
     betas: tuple[float, float]
 
-    def __init__(self, encoder: VisionTransformer) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
 
@@ -132,8 +155,8 @@ class Supervised(Objective):
 
     smallest, betas = 0.5, (0.9, 0.999)
 
-    def __init__(self) -> None:
-        super().__init__(pico(CLASSES))
+    def __init__(self, architecture: Architecture = "vit") -> None:
+        super().__init__(make(architecture, CLASSES))
 
     def forward(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """See `Objective`."""
@@ -141,17 +164,18 @@ class Supervised(Objective):
 
 
 class Masked(Objective):
-    """A quarter of the patches goes through the encoder; a decoder paints the others."""
+    """A quarter of the patches goes through the encoder, a ViT; a decoder paints the others."""
 
     smallest, betas = 0.3, (0.9, 0.95)
 
     def __init__(self, width: int = 64, depth: int = 1) -> None:
-        super().__init__(pico())
+        encoder = cast(VisionTransformer, make("vit"))
+        super().__init__(encoder)
         patches = GRID * GRID
         positions = build_sincos2d_pos_embed([GRID, GRID], WIDTH, interleave_sin_cos=False)
-        assert self.encoder.pos_embed is not None
-        self.encoder.pos_embed.data = torch.cat([torch.zeros(1, WIDTH), positions])[None]
-        self.encoder.pos_embed.requires_grad_(False)
+        assert encoder.pos_embed is not None
+        encoder.pos_embed.data = torch.cat([torch.zeros(1, WIDTH), positions])[None]
+        encoder.pos_embed.requires_grad_(False)
         self.visible = patches // 4
         self.enter = nn.Linear(WIDTH, width)
         self.hidden = nn.Parameter(torch.randn(width) * 0.02)
@@ -169,7 +193,7 @@ class Masked(Objective):
 
     def encode(self, images: Tensor, seen: Tensor) -> Tensor:
         """Rows [B, 1 + visible, D] of the CLS token and the `seen` patches, after the final norm."""
-        model = self.encoder
+        model = cast(VisionTransformer, self.encoder)
         assert model.pos_embed is not None
         assert model.cls_token is not None
         x = taken(model.patch_embed(images) + model.pos_embed[:, 1:], seen)
@@ -205,7 +229,8 @@ class Pretraining:
         torch.manual_seed(recipe.seed)
         self.recipe, self.images, self.device = recipe, images, device
         self.state = folder / "state.pt"
-        self.objective = (Supervised() if recipe.objective == "supervised" else Masked()).to(device)
+        supervised = recipe.objective == "supervised"
+        self.objective = (Supervised(recipe.architecture) if supervised else Masked()).to(device)
         decayed = [p for p in self.objective.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in self.objective.parameters() if p.requires_grad and p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -260,7 +285,7 @@ class Pretraining:
         """One step of the optimiser; returns its loss."""
         pixels = scaled(self.images.pixels[chosen].to(self.device))
         pixels = augmented(pixels, generator, smallest=self.objective.smallest)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.recipe.bfloat16):
             loss = self.objective(pixels, self.images.labels[chosen].to(self.device), generator)
         loss.backward()
         nn.utils.clip_grad_norm_(self.objective.parameters(), 1.0)
@@ -281,14 +306,16 @@ class Pretraining:
 
 
 @torch.no_grad()
-def features(encoder: VisionTransformer, pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """CLS rows and mean patch rows [n, D] after the final norm."""
-    cls, mean = [], []
+def features(encoder: Encoder, pixels: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """Mean patch rows [n, D] after the final norm and, of a ViT, CLS rows."""
+    vit = isinstance(encoder, VisionTransformer)
+    read = {"cls": slice(1), "mean": slice(1, None)} if vit else {"mean": slice(None)}
+    found: dict[str, list[Tensor]] = {name: [] for name in read}
     for batch in pixels.split(500):
-        rows = encoder.forward_features(scaled(batch.to(device))).float().cpu()
-        cls.append(rows[:, 0])
-        mean.append(rows[:, 1:].mean(dim=1))
-    return torch.cat(cls), torch.cat(mean)
+        rows = encoder.forward_features(scaled(batch.to(device))).float().cpu().flatten(1, -2)  # [n, N, D]
+        for name, some in read.items():
+            found[name].append(rows[:, some].mean(dim=1))
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
@@ -310,7 +337,7 @@ def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
     return 100 * (layer(test).argmax(dim=1) == test_labels).float().mean().item()
 
 
-def accuracies(encoder: VisionTransformer, train: Images, test: Images, device: torch.device) -> dict[str, float]:
+def accuracies(encoder: Encoder, train: Images, test: Images, device: torch.device) -> dict[str, float]:
     """Test accuracy in % on CIFAR-100: of the trained classifier if there is one, and of linear probes."""
     encoder.eval()
     found = {}
@@ -322,13 +349,26 @@ def accuracies(encoder: VisionTransformer, train: Images, test: Images, device: 
             ]
             found["top1"] = 100 * sum(right) / len(test.labels)
     ours, theirs = features(encoder, train.pixels, device), features(encoder, test.pixels, device)
-    for name, own, other in zip(("linear_probe_cls", "linear_probe_mean"), ours, theirs, strict=True):
-        found[name] = linear_probe(own, train.labels, other, test.labels)
+    for name, own in ours.items():
+        found[f"linear_probe_{name}"] = linear_probe(own, train.labels, theirs[name], test.labels)
     return found
 
 
+def timm_config(encoder: Encoder, architecture: Architecture) -> dict[str, Any]:
+    """What makes the folder one in timm's layout."""
+    (name, sizes), half = ARCHITECTURES[architecture], (0.5, 0.5, 0.5)
+    form = {"input_size": (3, SIZE, SIZE), "interpolation": "bicubic", "mean": half, "std": half}
+    classifier = "head" if architecture == "vit" else "head.fc"
+    return {
+        "architecture": name,
+        "model_args": sizes,
+        "num_classes": encoder.num_classes,
+        "pretrained_cfg": {**form, "classifier": classifier},
+    }
+
+
 def write(run: Pretraining, test: Images, folder: Path, threads: int) -> dict[str, Any]:
-    """`weights.safetensors` in float16, and `card.json` with what they are."""
+    """`weights.safetensors` in float16, `config.json` for timm, and `card.json` with what they are."""
     encoder = run.objective.encoder
     tensors = {name: tensor.half().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     encoder.load_state_dict(tensors)  # what is measured is what is written
@@ -341,14 +381,16 @@ def write(run: Pretraining, test: Images, folder: Path, threads: int) -> dict[st
         "machine": machine(run.device, threads),
     }
     write_bytes(folder / "weights.safetensors", save(tensors))
+    write_json(folder / "config.json", timm_config(encoder, run.recipe.architecture))
     write_json(folder / "card.json", card)
     return card
 
 
 def main() -> None:
     """Train, or go on, and write weights and card."""
-    parser = argparse.ArgumentParser(description="Pre-train the bundled backbones on CIFAR-100.")
+    parser = argparse.ArgumentParser(description="Pre-train small backbones on CIFAR-100.")
     parser.add_argument("objective", choices=["supervised", "masked"])
+    parser.add_argument("--architecture", choices=get_args(Architecture), default="vit", help="swin: with labels alone")
     parser.add_argument("--data", type=Path, required=True, help="an npz file, or a folder for torchvision's CIFAR-100")
     parser.add_argument("--out", type=Path, required=True, help="state, weights and card")
     parser.add_argument("--epochs", type=int, default=100)
@@ -356,11 +398,16 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--bfloat16", action="store_true", help="autocast; always on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
+    if given.objective == "masked" and given.architecture != "vit":
+        parser.error("a masked autoencoder is a vit here")
     torch.set_num_threads(given.threads)
     recipe = Recipe(
         objective=given.objective,
+        architecture=given.architecture,
+        bfloat16=given.bfloat16 or given.device.startswith("cuda"),
         epochs=given.epochs,
         batch_size=given.batch_size,
         learning_rate=given.learning_rate,

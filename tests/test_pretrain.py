@@ -165,9 +165,13 @@ def test_a_linear_probe_reads_what_is_there():
     assert pretrain.linear_probe(train, labels, test, others.roll(1)) == 0
 
 
-@pytest.mark.parametrize("objective", ["supervised", "masked"])
-def test_a_run_writes_weights_that_load_and_a_card(objective, data, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("objective", "architecture", "head"),
+    [("supervised", "vit", "head"), ("masked", "vit", None), ("supervised", "swin", "head.fc")],
+)
+def test_a_run_writes_weights_that_load_and_a_card(objective, architecture, head, data, tmp_path, monkeypatch, capsys):
     arguments = [objective, "--data", data, "--out", tmp_path, "--epochs", 2, "--batch-size", 8, "--threads", 1]
+    arguments += ["--architecture", architecture]
     monkeypatch.setattr(sys, "argv", ["pretrain_pico", *map(str, arguments), "--device", "cpu"])
     measured, accuracies = {}, pretrain.accuracies
     monkeypatch.setattr(
@@ -179,13 +183,26 @@ def test_a_run_writes_weights_that_load_and_a_card(objective, data, tmp_path, mo
     assert capsys.readouterr().out.count('{"epoch"') == 2
     weights = safetensors.torch.load_file(tmp_path / "weights.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
-    head = {"head.weight", "head.bias"} if objective == "supervised" else set()
     assert all(torch.equal(measured[name], tensor.float()) for name, tensor in weights.items())
-    kept = load_backbone("vit_pico", checkpoint=tmp_path / "weights.safetensors").model.state_dict()
-    assert kept.keys() == weights.keys() - head
-    assert all(torch.equal(tensor, measured[name]) for name, tensor in kept.items())
+    sources = [load_backbone(str(tmp_path))]
+    if architecture == "vit":
+        sources.append(load_backbone("vit_pico", checkpoint=tmp_path / "weights.safetensors"))
+    for backbone in sources:
+        assert backbone.preprocessing == load_backbone("vit_pico").preprocessing
+        kept = backbone.model.state_dict()
+        assert kept.keys() == weights.keys() - {f"{head}.weight", f"{head}.bias"}
+        assert all(torch.equal(tensor, measured[name]) for name, tensor in kept.items())
     card = json.loads((tmp_path / "card.json").read_text())
     assert ("top1" in card) == (objective == "supervised")
     assert card["recipe"] == {**card["recipe"], "objective": objective, "epochs": 2, "batch_size": 8, "seed": 0}
     assert card["machine"]["threads"] == 1
-    assert {"loss", "hours", "commit", "linear_probe_cls", "linear_probe_mean"} <= card.keys()
+    assert ("linear_probe_cls" in card) == (architecture == "vit")
+    assert {"loss", "hours", "commit", "linear_probe_mean"} <= card.keys()
+
+
+def test_a_masked_autoencoder_is_a_vit(data, tmp_path, monkeypatch, capsys):
+    arguments = ["masked", "--architecture", "swin", "--data", str(data), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["pretrain_pico", *arguments])
+    with pytest.raises(SystemExit):
+        pretrain.main()
+    assert "a masked autoencoder is a vit" in capsys.readouterr().err

@@ -206,6 +206,9 @@ def test_rollout_through_windows_is_the_product_of_literal_maps(method, make_mod
         expected = literal_rollout([each[number] for each in maps], tokens_of(model), 49, mergings)
         torch.testing.assert_close(shares, expected, rtol=0, atol=1e-12)
         torch.testing.assert_close(rollout.maps[number].flatten(), expected[:16].mean(dim=0)[:49], rtol=0, atol=1e-12)
+    assert rollout.maps.shape == (2, 7, 7)
+    whole = rollout.maps.sum(dim=(1, 2)) + rollout.of_prompts
+    torch.testing.assert_close(whole, torch.ones_like(whole), rtol=0, atol=1e-12)
     torch.testing.assert_close(rollout.shares.sum(dim=-1), torch.ones_like(rollout.shares[..., 0]), rtol=0, atol=1e-12)
 
 

@@ -34,6 +34,12 @@ METHODS = {
 }
 
 
+def oblong_swin():
+    """6x10 patches, then 3x5: windows are shifted and filled up."""
+    sizes = {"img_size": (12, 20), "patch_size": 2, "window_size": (2, 3), "depths": (2, 2), "num_heads": (2, 4)}
+    return SwinTransformer(**sizes, embed_dim=12, num_classes=0)
+
+
 @pytest.fixture
 def make_model(make_small):
     """A float64 model in train mode, with all that is trained away from zero."""
@@ -99,6 +105,25 @@ def test_it_is_grad_cam_of_timms_own_swin(depth, make_model, images):
         expected = literal_cam(kept[0][number].flatten(0, 1).detach(), gradient[number].flatten(0, 1))
         ours = grad_cam(model, images.detach(), depth=depth)[number]
         torch.testing.assert_close(ours.flatten(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["deep", "shallow", "key-value"])
+def test_of_a_prompted_swin_it_is_grad_cam_of_its_patches_alone(method, make_model):
+    """Of the rows that enter the last block as the model itself runs."""
+    model, kept = make_model(oblong_swin, METHODS[method]).eval(), []
+    images = torch.randn(3, 3, 12, 20, dtype=torch.float64)
+    norm = model.backbone.model.layers[1].blocks[1].norm1
+    hook = norm.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))  # first of prompts that are folded
+    logits, entering = model(images), kept[-1]
+    hook.remove()
+    found = grad_cam(model, images)
+    assert found.shape == (3, 3, 5)
+    assert entering.shape[1] == 15 + 10 * (method == "shallow")
+    for number in range(3):
+        (gradient,) = torch.autograd.grad(logits[number].max(), entering, retain_graph=True)
+        expected = literal_cam(entering[number, :15].detach(), gradient[number, :15])
+        torch.testing.assert_close(found[number].flatten(), expected, rtol=0, atol=1e-12)
+        assert found[number].max() > 0
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,6 +13,7 @@ from promptvit.analysis.shift import (
     excess,
     frechet_at_infinity,
     frechet_distance,
+    intercept,
     kernel_distance,
     self_ratio,
     shift,
@@ -139,11 +140,14 @@ def test_bias_goes_as_one_by_n_well_above_d_and_not_below():
         assert n * means[n] == pytest.approx(2560 * means[2560], rel=0.03)
     assert 32 * means[32] > 1.2 * 2560 * means[2560]
 
-    def intercept(*sizes):
-        return np.polyfit([1 / n for n in sizes], [means[n] for n in sizes], 1)[1]
+    def line(*sizes):
+        values = [float(means[n]) for n in sizes]
+        found = intercept([float(n) for n in sizes], values)
+        assert found == pytest.approx(np.polyfit([1 / n for n in sizes], values, 1)[1])
+        return found
 
-    assert abs(intercept(640, 1280, 2560)) < 0.05
-    assert intercept(16, 32, 64) > 2
+    assert abs(line(640, 1280, 2560)) < 0.05
+    assert line(16, 32, 64) > 2
 
 
 def test_two_samples_have_nearly_twice_the_bias_of_one(random):

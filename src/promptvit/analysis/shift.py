@@ -14,7 +14,7 @@ Intervals are jackknife intervals (`promptvit.analysis.jackknife`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,14 +158,19 @@ def frechet_at_infinity(a: FeatureStats, b: FeatureStats, *, level: float = 0.95
     samples = {"a": _rows(a), "b": _rows(b)}
 
     def without(name: str, part: np.ndarray) -> float:
-        return _intercept(**{**samples, name: np.delete(samples[name], part, axis=0)})
+        return _limit(**{**samples, name: np.delete(samples[name], part, axis=0)})
 
     parts = _parts(a.count)
     estimate = Estimate(
-        value=_intercept(**samples),
+        value=_limit(**samples),
         without={name: np.array([without(name, part) for part in parts]) for name in samples},
     )
     return estimate.measured(a.count, level, AT_INFINITY)
+
+
+def intercept(counts: Sequence[float], distances: Sequence[float]) -> float:
+    """Where the least-squares line through the `distances` of so many images against 1 / N is at infinite N."""
+    return float(np.polynomial.polynomial.polyfit(1 / np.asarray(counts), distances, 1)[0])
 
 
 def _apart(task: FeatureStats, reference: FeatureStats, other: FeatureStats) -> tuple[Estimate, Estimate, Estimate]:
@@ -231,11 +236,11 @@ def _similar(a: Rows, b: Rows) -> Float64[np.ndarray, "_ _"]:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def _intercept(a: Rows, b: Rows) -> float:
+def _limit(a: Rows, b: Rows) -> float:
     means = [
         np.mean([gaussian_distance(Gaussian.of(x), Gaussian.of(y)) for x, y in _pairs(a, b, parts)]) for parts in PARTS
     ]
-    return float(np.polynomial.polynomial.polyfit(PARTS, means, 1)[0])  # N / parts images: 1 / N goes as parts
+    return intercept([len(a) / parts for parts in PARTS], [float(mean) for mean in means])
 
 
 def _pairs(a: Rows, b: Rows, parts: int) -> zip[tuple[np.ndarray, np.ndarray]]:
