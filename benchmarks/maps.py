@@ -36,7 +36,9 @@ KINDS: tuple[Attribution, ...] = get_args(Attribution)
 MIDDLE = "the middle"
 LEVEL = 0.05
 SPLITS = {"val": "validation", "test": "test"}
-TRAINING = "python -m scripts.pretrain_pico supervised --architecture swin --bfloat16 --data FILE --out FOLDER --epochs"
+TRAINING = (
+    "python -m scripts.pretrain_pico supervised --architecture swin --bfloat16 --threads 1 --data FILE --out FOLDER"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,15 +136,18 @@ def page(record: dict[str, Any]) -> str:
             "",
             *(verdict(record["runs"]) or ["- none"]),
             "",
+            "Not better than the middle of every image:",
+            "",
+            *(beside_the_middle(record["runs"]) or ["- none"]),
+            "",
             "## The Swin",
             "",
-            "Patches of 2x2 pixels, windows of 4x4 patches, three stages of two blocks, widths 48, 96 and 192. Trained",
-            f"with the labels of CIFAR-100 for {epochs} epochs, {60 * swin['hours']:.0f} minutes on one core of a busy "
-            "machine, it has",
+            f"Trained with the labels of CIFAR-100 for {epochs} epochs ({60 * swin['hours']:.0f} minutes, "
+            f"{swin['machine']['threads']} thread, beside other work), it has",
             f"{swin['top1']:.1f} % of the test images right. Its weights are not in the package:",
             "",
             "```sh",
-            f"{TRAINING} {epochs}",
+            f"{TRAINING} --epochs {epochs}",
             record["command"],
             "```",
             "",
@@ -193,6 +198,19 @@ def verdict(runs: list[dict[str, Any]]) -> list[str]:
         for name, scores in run["scores"].items()
         for score, each in scores.items()
         if name != MIDDLE and each["p"] >= LEVEL
+    ]
+
+
+def beside_the_middle(runs: list[dict[str, Any]]) -> list[str]:
+    """What a map that knows nothing of the image does as well."""
+    better = {"deletion": min, "insertion": max}
+    return [
+        f"- {title(run)}: {name}, {score}"
+        for run in runs
+        if MIDDLE in run["scores"]
+        for name, scores in run["scores"].items()
+        for score, each in scores.items()
+        if name != MIDDLE and better[score](each["maps"], (other := run["scores"][MIDDLE][score]["maps"])) == other
     ]
 
 

@@ -66,6 +66,21 @@ def study(finished, tmp_path) -> Path:
     return tmp_path / "study"
 
 
+@pytest.fixture(scope="module")
+def measured(finished, tmp_path_factory) -> Path:
+    """The same study, whose final runs were measured."""
+    folder = tmp_path_factory.mktemp("measured") / "study"
+    shutil.copytree(finished, folder)
+    assert main(["analyze", "preservation", str(folder), *CPU]) == 0
+    return folder
+
+
+@pytest.fixture
+def kept(measured, tmp_path) -> Path:
+    shutil.copytree(measured, tmp_path / "kept")
+    return tmp_path / "kept"
+
+
 def test_a_run_shows_what_tuning_kept(runs, capsys):
     folder = runs / "full"
     assert main(["analyze", "preservation", str(folder), "--other", "digits", *CPU, "--json"]) == 0
@@ -88,13 +103,13 @@ def test_a_run_whose_weights_stay_has_no_picture_of_them(runs):
     assert "No weight of a block has moved" in plain(shown)
 
 
-def test_a_run_shows_the_maps_that_were_looked_at_last(runs):
+def test_a_run_shows_the_maps_that_were_looked_at_last(runs, images):
     folder = runs / "vpt"
     assert main(["analyze", "attribution", str(folder), "--show", "3", *CPU]) == 0
     assert main(["report", str(folder)]) == 0
     shown = section(folder, "maps")
     assert shown.count("<img") == 6
-    assert "of 8 validation images. Grad-CAM of 3 of them; dark" in plain(shown)
+    assert f"of 8 validation images of {images.name}. Grad-CAM of 3 of them; dark" in plain(shown)
     assert f"promptvit analyze attribution {folder} --kind grad-cam --score" in plain(shown)
     assert main(["analyze", "attribution", str(folder), "--show", "2", "--kind", "rollout", "--score", *CPU]) == 0
     kept = json.loads((folder / "attribution.json").read_text())
@@ -167,12 +182,12 @@ def test_a_study_trained_on_validation_images_is_judged_by_its_searches(study):
     assert not section(study, "learning")
 
 
-def test_a_study_shows_what_its_runs_kept(study, capsys):
-    command = ["analyze", "preservation", str(study), *CPU]
+def test_a_study_shows_what_its_runs_kept(kept, capsys):
+    command = ["analyze", "preservation", str(kept), *CPU]
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["runs"]
-    assert main(["report", str(study)]) == 0
-    shown = plain(section(study, "preserved"))
+    assert main(["report", str(kept)]) == 0
+    shown = plain(section(kept, "preserved"))
     full = [each for each in found if "/full/" in each["run"]]
     cka = sum(each["own"]["cka"][each["read"]][-1][-1] for each in full) / 2
     assert f"full one of {cka:.2f}" in shown
@@ -181,9 +196,8 @@ def test_a_study_shows_what_its_runs_kept(study, capsys):
     assert f"{sum(weights) / 2:.2g}" in shown
 
 
-def test_killed_in_the_middle_it_goes_on_to_the_same_table(study, tmp_path, capsys):
+def test_killed_in_the_middle_it_goes_on_to_the_same_table(study, kept, capsys):
     """By kill -9, after the first run was measured."""
-    shutil.copytree(study, tmp_path / "other")
     command = ["analyze", "preservation", *CPU]
     started = [sys.executable, "-m", "promptvit.cli", *command, str(study)]
     process = subprocess.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -194,14 +208,14 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_table(study, tmp_path, caps
     assert process.wait() == -signal.SIGKILL
     capsys.readouterr()
     shown = {}
-    for folder in (study, tmp_path / "other"):
+    for folder in (study, kept):
         assert main([*command, str(folder)]) == 0
         assert main(["report", str(folder)]) == 0
         shown[folder] = capsys.readouterr()
     assert 1 <= shown[study].err.count("measured before") < 4
     (again, whole) = (each.out.replace(str(folder), "") for folder, each in shown.items())
     assert again == whole
-    assert section(study, "preserved") == section(tmp_path / "other", "preserved")
+    assert section(study, "preserved") == section(kept, "preserved")
 
 
 def test_runs_of_two_studies_are_told_apart(study, tmp_path, capsys):
@@ -217,3 +231,47 @@ def test_a_study_without_final_runs_is_refused(study, capsys):
     (study / "results.json").write_text(json.dumps({**values, "cells": []}))
     assert main(["analyze", "curves", str(study)]) == 2
     assert "is a study without final runs" in capsys.readouterr().err
+
+
+def test_a_study_with_rows_that_start_elsewhere_or_were_asked_otherwise_says_so(kept):
+    values = json.loads((kept / "results.json").read_text())
+    for cell in values["cells"]:
+        cell["first"] = {"name": "full"} if cell["method"] == "full" else {}
+    (kept / "results.json").write_text(json.dumps(values))
+    assert main(["report", str(kept)]) == 0
+    assert "vpt-deep has a mean CKA" in (shown := plain(section(kept, "preserved")))
+    assert "full" not in shown
+    (final,) = values["cells"][0]["finals"]
+    assert main(["analyze", "preservation", str(kept / final["folder"]), "--device", "cpu", "--images", "10"]) == 0
+    assert main(["report", str(kept)]) == 0
+    assert "1 run measured otherwise, or of other tasks, left out" in plain(section(kept, "preserved"))
+
+
+def test_backbones_of_different_depths_stand_in_one_report(kept):
+    values = json.loads((kept / "results.json").read_text())
+    for cell in values["cells"]:
+        if cell["method"] == "full":
+            path = kept / cell["finals"][0]["folder"] / "preservation.json"
+            values_there = json.loads(path.read_text())
+            for similarity in values_there["found"]["own"]["cka"].values():
+                del similarity[3:]
+            path.write_text(json.dumps(values_there))
+    assert main(["report", str(kept)]) == 0
+    assert plain(section(kept, "preserved")).count("\N{EN DASH}") >= 4  # depths that one of them lacks
+
+
+def test_maps_of_a_study_are_refused_in_one_line(study, capsys):
+    assert main(["analyze", "attribution", str(study)]) == 2
+    assert "4 runs: expected one, or two to compare" in capsys.readouterr().err
+
+
+def test_a_pruned_run_has_the_epochs_of_its_training_or_is_left_out(runs, capsys):
+    folder = runs / "vpt"
+    (folder / "trained" / "a").mkdir(parents=True)
+    (folder / "metrics.jsonl").rename(folder / "trained" / "a" / "metrics.jsonl")
+    summary = json.loads((folder / "summary.json").read_text())
+    for chosen, code in (({"folder": "trained/a"}, 0), ({}, 2)):
+        (folder / "summary.json").write_text(json.dumps({**summary, "pruning": {"chosen": chosen}}))
+        assert main(["analyze", "curves", str(folder)]) == code
+    assert main(["analyze", "curves", str(folder), str(runs / "full")]) == 0
+    assert f"left out: {folder} has no metrics.jsonl" in capsys.readouterr().err

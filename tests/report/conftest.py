@@ -140,11 +140,12 @@ def analyse(folder: Path) -> Path:
     probes = {"before": probe, "after": probe}
     weights = [place / 100 for place in range(12)]
     found = Preservation(read="cls", probes=probes, own=similarity, other=similarity, weights=weights)
-    Kept(asked={"delta": "abc", "other": "other <b>"}, found=found).write(folder / "preservation.json")
+    asked = {"format": 1, "delta": "abc", "data": {"source": "pets <b>"}, "other": "other <b>"}
+    Kept(asked=asked, found=found).write(folder / "preservation.json")
     pictures = [small(Image.fromarray(np.full((128, 128, 3), shade, np.uint8))).address for shade in (0, 100, 200)]
     runs = [MapsOf(run=name, predicted=["cat", *NAMES[3:]], pictures=pictures) for name in ("run", "<i>other</i>")]
     scores = {name: {"maps": 0.3, "random": 0.4, "p": 1e-9} for name in ("deletion", "insertion")}
-    known = {"delta": "abc", "kind": "grad-cam", "images": 200, "accuracy": 0.5, "scores": scores}
+    known = {"delta": "abc", "kind": "grad-cam", "source": "pets <b>", "images": 200, "accuracy": 0.5, "scores": scores}
     KeptMaps(**known, labels=NAMES[2:], pictures=pictures, runs=runs).write(folder)
     return folder
 

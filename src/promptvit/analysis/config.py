@@ -10,3 +10,5 @@ Embedding = Literal["tsne", "umap", "poincare"]
 """How features become points in the plane; see `promptvit.analysis.embedding`."""
 Attribution = Literal["grad-cam", "rollout", "integrated-gradients"]
 """How a map of an image is made; see `promptvit.analysis.attribution`."""
+PRESERVATION, ATTRIBUTION = "preservation.json", "attribution.json"
+"""Where the folder of a run keeps what was found."""

@@ -113,8 +113,11 @@ def reading(curves: Curves) -> str:
 
 
 def read_rows(folder: Path) -> list[EpochRow]:
-    """The rows of the run in `folder`; raises ConfigError if it has none, and DataError for a damaged file."""
-    path = folder / "metrics.jsonl"
+    """The rows of the run in `folder`, of a pruned one those of the training that was chosen.
+
+    Raises ConfigError if it has none, as a run of which masks alone were chosen, and DataError for a damaged file.
+    """
+    path = folder / _chosen(folder) / "metrics.jsonl"
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except FileNotFoundError:
@@ -125,6 +128,14 @@ def read_rows(folder: Path) -> list[EpochRow]:
         ) from None
     except ValueError as error:
         raise DataError(f"{path} is damaged: {error}", expected="a line of JSON for each epoch") from None
+
+
+def _chosen(folder: Path) -> str:
+    """Where a pruned run was trained again, relative to its folder; empty for another one, or if it was not."""
+    try:
+        return json.loads((folder / "summary.json").read_bytes())["pruning"]["chosen"].get("folder", "")
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def _columns(rows: Sequence[EpochRow]) -> Float64[np.ndarray, "4 T"]:

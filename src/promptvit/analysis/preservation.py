@@ -25,8 +25,8 @@ from promptvit.files import write_json
 from promptvit.methods.lora import LoRA
 from promptvit.model import TunedModel
 
-FILE = "preservation.json"
-"""In the folder of a run."""
+FORMAT = 1
+"""Of what is kept; a file of another one is made anew."""
 LOW_RANK = ".lora_A.", ".lora_B."
 """In the names of the two factors that PEFT gives a layer."""
 
@@ -90,7 +90,8 @@ class Kept:
         """None if there is no such file, or none that can be read: it is made again."""
         try:
             values = json.loads(path.read_bytes())
-            return cls(asked=dict(values["asked"]), found=Preservation.from_dict(values["found"]))
+            kept = cls(asked=dict(values["asked"]), found=Preservation.from_dict(values["found"]))
+            return kept if kept.asked["format"] == FORMAT else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -15,7 +15,7 @@ from promptvit.analysis.figures import Tile, draw_tiles, rendered
 from promptvit.cli.analyze import figure_path, labelled, make_analysis_parser, opened
 from promptvit.cli.options import expand, note, parse
 from promptvit.data.config import DataConfig
-from promptvit.errors import ConfigError
+from promptvit.errors import ConfigError, OutputError
 from promptvit.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ def run(arguments: list[str]) -> None:
     parser, expanded = make_attribution_parser(), expand(arguments)
     values = parse(parser, expanded)
     figure, kind = figure_path(values), values["kind"]
-    check(values)
+    folders = labelled(values["runs"])
+    check(folders, values["show"])
 
     from promptvit.analysis.attribution import require_captum  # after parsing: help needs no torch
     from promptvit.train.device import make_accelerator
 
     if kind == "integrated-gradients":
         require_captum()
-    folders = labelled(values["runs"])
     deltas, data = opened(folders, parser, expanded)
     device = make_accelerator(TrainConfig(device=values["device"])).device
     seen = {label: look(delta, data[label], values["images"], device) for label, delta in deltas.items()}
@@ -72,10 +72,9 @@ def run(arguments: list[str]) -> None:
     if figure is not None:
         draw_tiles(figure, rows)
     print(json.dumps(result) if values["json"] else describe(result, list(seen)))
-    if shown:
-        for (label, folder), found in zip(folders.items(), result["runs"], strict=True):
-            kept(label, rows, deltas[label], {**result, **found}).write(folder)
-        note(f"kept for `promptvit report`: the maps of {', '.join(map(str, folders.values()))}")
+    for (label, folder), found in zip(folders.items(), result["runs"], strict=True):
+        if shown and (folder / "summary.json").is_file():
+            keep(kept(label, rows, deltas[label], {**result, **found}, data[label].source), folder)
 
 
 def make_attribution_parser() -> jsonargparse.ArgumentParser:
@@ -101,9 +100,9 @@ def make_attribution_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def check(values: dict[str, Any]) -> None:
+def check(folders: dict[str, Path], show: int) -> None:
     """Raise ConfigError for what cannot be asked."""
-    runs, show = values["runs"], values["show"]
+    runs = [folder.resolve() for folder in folders.values()]
     problems = {
         f"{len(runs)} runs: expected one, or two to compare": len(runs) > 2,
         "the same run twice": len(set(runs)) < len(runs),
@@ -188,7 +187,16 @@ def rows_of(seen: dict[str, Seen], maps: dict[str, list[np.ndarray]], shown: lis
     return rows
 
 
-def kept(label: str, rows: dict[str, list[Tile]], delta: Path, found: Result) -> KeptMaps:
+def keep(maps: KeptMaps, folder: Path) -> None:
+    """In the folder of a run, if it can be written."""
+    try:
+        maps.write(folder)
+        note(f"kept for the report: promptvit report {folder}")
+    except OutputError as error:
+        note(f"not kept for a report: {error}")
+
+
+def kept(label: str, rows: dict[str, list[Tile]], delta: Path, found: Result, source: str) -> KeptMaps:
     """The maps of the run that is called `label`, and of one beside it, for the report of its folder."""
     from PIL import Image
 
@@ -201,7 +209,8 @@ def kept(label: str, rows: dict[str, list[Tile]], delta: Path, found: Result) ->
 
     names = sorted(rows.keys() - {""}, key=lambda name: name != label)
     return KeptMaps(
-        delta=read_description(delta)["sha256"],
+        delta=str(read_description(delta).get("sha256")),
+        source=Path(source).name or source,
         kind=found["kind"],
         images=found["images"],
         accuracy=found["accuracy"],

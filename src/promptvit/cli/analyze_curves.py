@@ -10,7 +10,7 @@ from promptvit.analysis.curves import Curves, EpochRow, overfitting, read_rows, 
 from promptvit.analysis.figures import COLOURS, Chart, Line, draw_charts
 from promptvit.cli.analyze import figure_path, labelled
 from promptvit.cli.columns import columns
-from promptvit.cli.options import make_parser, parse
+from promptvit.cli.options import make_parser, note, parse
 from promptvit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def run(arguments: list[str]) -> None:
     figure, folders = figure_path(values), labelled(values["runs"])
     if values["log"] and figure is None:
         raise ConfigError("--log without a figure", expected="--figure FILE with it")
-    rows = {label: read_rows(folder) for label, folder in folders.items()}
-    found = {label: overfitting(rows[label], held_out=is_held_out(folder)) for label, folder in folders.items()}
+    rows = rows_of(folders)
+    found = {label: overfitting(rows[label], held_out=is_held_out(folders[label])) for label in rows}
     if figure is not None:
         charts = [chart(label, rows[label], curves, log=values["log"]) for label, curves in found.items()]
         draw_charts(figure, [charts[at : at + IN_A_ROW] for at in range(0, len(charts), IN_A_ROW)], shared=True)
@@ -54,6 +54,24 @@ def make_curves_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--log", action="store_true", help="losses of the figure on a logarithmic scale")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def rows_of(folders: dict[str, Path]) -> dict[str, list[EpochRow]]:
+    """The epochs of each run; those that were pruned without training are named and left out, if there are others."""
+    rows: dict[str, list[EpochRow]] = {}
+    refused: list[ConfigError] = []
+    for label, folder in folders.items():
+        try:
+            rows[label] = read_rows(folder)
+        except ConfigError as error:
+            if not (folder / "summary.json").is_file():
+                raise
+            refused.append(error)
+    for error in refused:
+        if not rows:
+            raise error
+        note(f"left out: {error}")
+    return rows
 
 
 def is_held_out(folder: Path) -> bool:

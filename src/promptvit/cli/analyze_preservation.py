@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from promptvit.analysis.config import PRESERVATION
 from promptvit.analysis.figures import COLOURS, Chart, Curve, Grid, Line, draw_charts
 from promptvit.cli.analyze import UNUSED, figure_path, labelled, make_analysis_parser, opened
 from promptvit.cli.columns import columns
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from promptvit.analysis.layers import Row
     from promptvit.analysis.preservation import Preservation
 
-FORMAT = 1
-"""Of what is kept; a file of another one is made anew."""
 IN_A_ROW = 3
 """Panels of a figure."""
 Asked = dict[str, Any]
@@ -54,19 +53,27 @@ def run(arguments: list[str]) -> None:
         warn_of_trained_images(folders)
     device = make_accelerator(TrainConfig(device=values["device"])).device
     results: dict[str, Preservation] = {}
+    refused: dict[str, ConfigError] = {}
     for label, folder in folders.items():
         path = kept_at(folder, values["out"], asked[label])
         kept = Kept.read(path)
-        if kept is None or kept.asked != asked[label]:
-            pretrained = load_named_backbone(deltas[label]).to(device)
-            model = load(deltas[label], backbone=pretrained).to(device)
-            other = None if values["other"] is None else dataclasses.replace(data[label], source=values["other"])
-            found = preservation(model, pretrained, data[label], other=other, images=values["images"])
-            kept = Kept(asked=asked[label], found=found)
-            kept.write(path)
-        else:
+        if kept is not None and kept.asked == asked[label]:
             note(f"{label}: measured before, in {path}")
-        results[label] = kept.found
+            results[label] = kept.found
+            continue
+        pretrained = load_named_backbone(deltas[label]).to(device)
+        model = load(deltas[label], backbone=pretrained).to(device)
+        other = None if values["other"] is None else dataclasses.replace(data[label], source=values["other"])
+        try:
+            results[label] = preservation(model, pretrained, data[label], other=other, images=values["images"])
+        except ConfigError as error:  # a ConvNet among other runs, say
+            refused[label] = error
+            continue
+        Kept(asked=asked[label], found=results[label]).write(path)
+    for label, error in refused.items():
+        if not results:
+            raise error
+        note(f"{label} is left out: {error}")
     if figure is not None:
         parts = panels(results)
         draw_charts(figure, [parts[at : at + IN_A_ROW] for at in range(0, len(parts), IN_A_ROW)])
@@ -97,6 +104,7 @@ def make_preservation_parser() -> jsonargparse.ArgumentParser:
 
 def question(delta: Path, data: DataConfig, other: str | None, images: int) -> Asked:
     """What is asked of the delta in a folder."""
+    from promptvit.analysis.preservation import FORMAT
     from promptvit.delta_files import read_description
 
     description = read_description(delta)
@@ -133,10 +141,8 @@ def warn_of_trained_images(folders: dict[str, Path]) -> None:
 
 def kept_at(folder: Path, out: str | None, asked: Asked) -> Path:
     """The file of the answer: in the run's folder, or in `out` under a name of its own."""
-    from promptvit.analysis.preservation import FILE
-
     if out is None:
-        return folder / FILE
+        return folder / PRESERVATION
     return Path(out) / f"preservation-{digest(json_bytes(asked))[:12]}.json"
 
 

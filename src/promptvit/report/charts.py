@@ -26,10 +26,11 @@ MARKED = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Points (x, y) joined by a line."""
+    """Points (x, y) joined by a line; `style` is a CSS class, by default that of its place."""
 
     name: str
     points: Sequence[tuple[Number, Number]]
+    style: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ def line_chart(
     drawn = []
     for place, line in enumerate(lines):
         path = [frame.place(*point) for point in line.points]
-        style = style_of(place)
+        style = line.style or style_of(place)
         drawn.append(tag("path", {"class": f"line {style}", "d": "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in path)}))
         if len(path) <= MARKED:
             radius = 4.0 if len(path) == 1 else 2.5

@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from promptvit.analysis.curves import Curves, EpochRow, overfitting, read_rows
 from promptvit.errors import PromptvitError
-from promptvit.report.charts import SERIES, Line, figure, legend, line_chart, value_axis, whole_axis
+from promptvit.report.charts import SERIES, Line, figure, legend, line_chart, style_of, value_axis, whole_axis
 from promptvit.report.markup import Child, Markup, join, tag
 from promptvit.report.numbers import percent
 from promptvit.report.origin import counted
 from promptvit.report.tables import Entry, fold, number, table
+from promptvit.search.protocols import PROTOCOLS
 from promptvit.search.results import Cell, Results
 from promptvit.search.statistics import Row
 
@@ -47,8 +49,11 @@ def learning(results: Results, name: Mapping[Row, str], folder: Path) -> Child:
     found = list(learnt(results, folder))
     if not found:
         return []
-    rows = dict.fromkeys(each.row for each in found)
-    pictures = [_losses(task, [each for each in found if each.cell.task == task], name) for task in results.tasks]
+    rows = list(dict.fromkeys(each.row for each in found))
+    styles = {row: style_of(place) for place, row in enumerate(rows)}  # the same in every picture
+    pictures = [
+        _losses(task, [each for each in found if each.cell.task == task], name, styles) for task in results.tasks
+    ]
     shown = [each for each in pictures if each] if len(rows) <= SERIES else []
     listed = table(
         "Means over runs, of the last epoch but for the rise and 95 %", HEAD, [_cells(each, name) for each in found]
@@ -82,14 +87,21 @@ def learnt(results: Results, folder: Path) -> Iterator[Learnt]:
 
 def _held_out(cell: Cell, results: Results) -> list[str]:
     """Folders of runs that were not trained on validation images."""
-    if results.protocol.get("retrain") == "train":
+    if _retrain(cell, results.protocol) == "train":
         return [final.folder for final in cell.finals]
     chosen = [point for point in cell.points if point.state == "complete" and point.settings == cell.chosen]
     return [point.folder for point in chosen[:1] if point.folder]
 
 
+def _retrain(cell: Cell, protocol: Mapping[str, Any]) -> str | None:
+    """What its final runs are trained on; FGVC tasks may have a protocol of their own."""
+    own = protocol.get("fgvc") if cell.group == "fgvc" else None
+    changed = protocol.get("changed", {}).get("retrain")
+    return protocol.get("retrain") if own is None else changed or PROTOCOLS[own].retrain
+
+
 def _rows(folder: Path) -> list[EpochRow]:
-    """None of a run that is gone, was not trained (masks alone), or has a damaged file: its figures stand elsewhere."""
+    """None of a run that is gone, has a damaged file, or of which masks alone were chosen."""
     try:
         rows = read_rows(folder)
         overfitting(rows)
@@ -121,9 +133,9 @@ def _cells(each: Learnt, name: Mapping[Row, str]) -> list[Entry]:
     ]
 
 
-def _losses(task: str, found: Sequence[Learnt], name: Mapping[Row, str]) -> Markup | None:
+def _losses(task: str, found: Sequence[Learnt], name: Mapping[Row, str], styles: Mapping[Row, str]) -> Markup | None:
     """The validation loss of each row by epoch, the mean over its runs, with rings at the minima."""
-    lines = [Line(name=name[each.row], points=_mean_losses(each)) for each in found]
+    lines = [Line(name=name[each.row], points=_mean_losses(each), style=styles[each.row]) for each in found]
     if not lines:
         return None
     losses = [loss for line in lines for _, loss in line.points]
@@ -131,7 +143,10 @@ def _losses(task: str, found: Sequence[Learnt], name: Mapping[Row, str]) -> Mark
     x = whole_axis("epoch", [epoch for line in lines for epoch, _ in line.points])
     chart = line_chart(f"Validation loss, {task}", lines, x, value_axis("loss", losses, "{:.3g}".format), marked=marked)
     return figure(
-        f"Validation loss, {task}", chart, legend=legend([line.name for line in lines]), note="Rings: minima."
+        f"Validation loss, {task}",
+        chart,
+        legend=legend([line.name for line in lines], [line.style for line in lines]),
+        note="Rings: minima.",
     )
 
 

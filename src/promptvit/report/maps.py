@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptvit.analysis.config import ATTRIBUTION
 from promptvit.files import write_compact_json
 from promptvit.report.markup import Child, Markup, isolated, join, tag
 from promptvit.report.numbers import percent
 from promptvit.report.record import delta_digest
 
-FILE = "attribution.json"
+FORMAT = 1
 KINDS = {"grad-cam": "Grad-CAM", "rollout": "Attention rollout", "integrated-gradients": "Integrated gradients"}
 BETTER = {"deletion": "lower", "insertion": "higher"}
 
@@ -34,7 +35,8 @@ class MapsOf:
 class KeptMaps:
     """Maps of some of a run's images, as files keep them.
 
-    - `delta`: its SHA-256. `kind`: of the maps. `images`: how many were looked at, `accuracy`: the share that is right.
+    - `delta`: its SHA-256. `kind`: of the maps. `source`: the name of the data; `images`: how many of its validation
+      images were looked at, `accuracy`: the share that is right.
     - `scores`: deletion and insertion against random maps, if they were asked for.
     - `labels`, `pictures`: the classes and `data:` addresses of the images that are shown; `runs`: what this run makes
       of them, and perhaps one beside it, which then answers otherwise.
@@ -42,26 +44,34 @@ class KeptMaps:
 
     delta: str
     kind: str
+    source: str
     images: int
     accuracy: float
     scores: Mapping[str, Mapping[str, float]]
     labels: Sequence[str]
     pictures: Sequence[str]
     runs: Sequence[MapsOf]
+    format: int = FORMAT
 
     def write(self, folder: Path) -> None:
         """Into the folder of the run; raises OutputError."""
-        write_compact_json(folder / FILE, dataclasses.asdict(self))
+        write_compact_json(folder / ATTRIBUTION, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> KeptMaps | None:
         """None if there are none, or of another delta than the run has now."""
         try:
-            values: dict[str, Any] = json.loads((folder / FILE).read_bytes())
+            values: dict[str, Any] = json.loads((folder / ATTRIBUTION).read_bytes())
             kept = cls(**{**values, "runs": [MapsOf(**each) for each in values["runs"]]})
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return kept if kept.delta == delta_digest(folder) else None
+        return kept if kept.format == FORMAT and kept.is_whole and kept.delta == delta_digest(folder) else None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every image that is shown has all that is said of it."""
+        lists = [self.pictures, *(part for each in self.runs for part in (each.predicted, each.pictures))]
+        return bool(self.runs) and all(len(part) == len(self.labels) for part in lists)
 
 
 def maps(kept: KeptMaps, folder: Path) -> Child:
@@ -69,7 +79,7 @@ def maps(kept: KeptMaps, folder: Path) -> Child:
     own, *others = kept.runs
     of_two = f", on which {own.run} and {others[0].run} differ" if others else ""
     said = (
-        f"{own.run} is right on {percent(kept.accuracy)} of {kept.images:,} validation images. "
+        f"{own.run} is right on {percent(kept.accuracy)} of {kept.images:,} validation images of {kept.source}. "
         f"{KINDS.get(kept.kind, kept.kind)} of {len(kept.labels)} of them{of_two}; dark is little, bright is much, "
         "each map by itself."
     )

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from promptvit.analysis.config import PRESERVATION
 from promptvit.report.bars import Tile, heat_map
-from promptvit.report.charts import Axis, Line, figure, legend, line_chart, value_axis, whole_axis
+from promptvit.report.charts import SERIES, Axis, Line, figure, legend, line_chart, value_axis, whole_axis
 from promptvit.report.markup import Child, Markup, join, tag
 from promptvit.report.numbers import MISSING, Number, percent
+from promptvit.report.origin import counted
 from promptvit.report.record import delta_digest
 from promptvit.report.tables import Cell, Entry, number, table
 from promptvit.search.results import Results
@@ -27,17 +33,18 @@ Values = Sequence[float | None]
 
 def read_kept(folder: Path) -> Kept | None:
     """What was measured of the run in `folder`; None if nothing was, or of another delta than it has now."""
-    path = folder / "preservation.json"
+    path = folder / PRESERVATION
     if not path.is_file():
         return None
     from promptvit.analysis.preservation import Kept  # PEFT takes its time
 
     kept = Kept.read(path)
-    return kept if kept is not None and kept.asked.get("delta") == delta_digest(folder) else None
+    now = delta_digest(folder)
+    return kept if kept is not None and now is not None and kept.asked.get("delta") == now else None
 
 
-def preserved(kept: Kept) -> Child:
-    """Of a run: a reading, probes and CKA by depth, weights by block."""
+def preserved(kept: Kept, *, is_tuned: bool = False) -> Child:
+    """Of a run: a reading, probes and CKA by depth, weights by block; `is_tuned`: it started from another run."""
     from promptvit.analysis.preservation import reading
 
     found, other = kept.found, kept.asked.get("other")
@@ -47,19 +54,20 @@ def preserved(kept: Kept) -> Child:
         _by_depth("Linear probe", {"pretrained": before["linear"], "tuned": after["linear"]}, "accuracy"),
         _by_depth("kNN probe", {"pretrained": before["knn"], "tuned": after["knn"]}, "accuracy"),
     ]
-    same = {"the task's images": found.own.same_depth(row)}
+    task = _name_of(kept.asked["data"]["source"])
+    same = {f"images of {task}": found.own.same_depth(row)}
+    images = f"On {found.own.images} validation images of {task}"
     if found.other is not None:
-        same[f"images of {Path(str(other)).name}"] = found.other.same_depth(row)
+        same[f"images of {_name_of(str(other))}"] = found.other.same_depth(row)
+        images += f", and {found.other.images} of {_name_of(str(other))}, which nobody tuned for"
     pictures.append(_by_depth("CKA with the pretrained features", same, "CKA"))
     if len(found.weights) < DEPTHS:
         pictures.append(_all_depths(found))
     if any(found.weights):
         pictures.append(_by_depth("Weights moved", {"weights": found.weights}, "share of their norm", across="block"))
-    images = f"On {found.own.images} validation images" + (
-        "" if found.other is None else f", and {found.other.images} of {Path(str(other)).name}, which nobody tuned for"
-    )
     where = {"cls": "the CLS row", "patch": "the mean of the patches"}[row]
-    note = f"{images}. Of {where}, as it enters each block, and behind the last."
+    start = ' "Pretrained" is what the run before has tuned.' if is_tuned else ""
+    note = f"{images}. Of {where}, as it enters each block, and behind the last.{start}"
     return join(
         [
             tag("p", {}, reading(found)),
@@ -72,16 +80,19 @@ def preserved(kept: Kept) -> Child:
 def _by_depth(title: str, lines: Mapping[str, Values], label: str, across: str = "depth") -> Markup:
     """A line for each name, over depths from 0, or blocks from 1."""
     start = int(across == "block")
-    drawn = [Line(name=name, points=_known(values, start)) for name, values in lines.items()]
+    drawn = [Line(name=name, points=known) for name, values in lines.items() if (known := _known(values, start))]
+    if not drawn:
+        return figure(title, tag("p", {"class": "missing"}, "Nothing could be measured."))
     heights = [value for line in drawn for _, value in line.points]
     places = [at for line in drawn for at, _ in line.points]
     y = _shares(label, heights, zero=across == "block")
     chart = line_chart(title, drawn, whole_axis(across, places), y)
-    count = max(map(len, lines.values()))
     rows: list[list[Entry]] = [
-        [str(at + start), *(_number(values[at]) for values in lines.values())] for at in range(count)
+        [str(at), *map(_number, values)] for at, values in enumerate(zip_longest(*lines.values()), start=start)
     ]
-    return figure(title, chart, legend=legend(list(lines)), numbers=table(title, [across, *lines], rows))
+    return figure(
+        title, chart, legend=legend([line.name for line in drawn]), numbers=table(title, [across, *lines], rows)
+    )
 
 
 def _shares(label: str, values: Sequence[Number], *, zero: bool = False) -> Axis:
@@ -117,30 +128,60 @@ def _all_depths(found: Preservation) -> Markup:
     return figure(title, chart, numbers=table(title, ["pretrained \\ tuned", *names], rows))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A final run of a study, and what was asked and found of it."""
+
+    row: Row
+    task: str
+    kept: Kept
+
+    @property
+    def question(self) -> str:
+        """All that was asked but which run and which task."""
+        asked = {**self.kept.asked, "data": {**self.kept.asked["data"], "source": ""}, "delta": "", "backbone": ""}
+        return json.dumps(asked, sort_keys=True)
+
+
 def preserved_by_rows(results: Results, name: Mapping[Row, str], folder: Path) -> Child:
-    """Of a study: means over the final runs of each row that were measured; nothing if none was."""
-    found: dict[Row, list[Preservation]] = {}
-    for cell in results.cells:
-        kept = [read_kept(folder / final.folder) for final in cell.finals]
-        found.setdefault((cell.backbone, cell.method), []).extend(each.found for each in kept if each is not None)
-    measured = {row: runs for row, runs in found.items() if runs}
-    if not measured:
+    """Of a study: means over the final runs of each row that were measured alike; nothing if none was."""
+    found = [
+        Measured(row=(cell.backbone, cell.method), task=cell.task, kept=kept)
+        for cell in results.cells
+        if not cell.first  # its features would be compared with those that the run before has tuned
+        for final in cell.finals
+        if (kept := read_kept(folder / final.folder)) is not None
+    ]
+    if not found:
         return []
-    lines = {
-        name[row]: _mean_by_depth([run.own.same_depth(run.read) for run in runs]) for row, runs in measured.items()
-    }
-    head = ["row", "runs", "probe before, %", "probe after, %", "CKA", "CKA, other images", "weights moved, %"]
-    rows: list[list[Entry]] = [[name[row], *_means(runs)] for row, runs in measured.items()]
-    caption = "Means over final runs; probe (linear) and CKA with the pretrained features at the last depth"
-    picture = _by_depth("CKA with the pretrained features, by depth", lines, "CKA")
-    return join(
-        [tag("p", {}, _said(measured, name)), tag("div", {"class": "single"}, picture), table(caption, head, rows)]
+    question, _ = Counter(each.question for each in found).most_common(1)[0]
+    alike = [each for each in found if each.question == question]
+    tasks = set.intersection(
+        *({each.task for each in alike if each.row == row} for row in {each.row for each in alike})
     )
+    runs: dict[Row, list[Preservation]] = {}
+    for each in alike:
+        if each.task in tasks:
+            runs.setdefault(each.row, []).append(each.kept.found)
+    if not runs:
+        return tag("p", {}, "No task was measured of every row that was measured at all.")
+    other = alike[0].kept.asked.get("other")
+    lines = {name[row]: _mean_by_depth([run.own.same_depth(run.read) for run in each]) for row, each in runs.items()}
+    title = "CKA with the pretrained features, by depth"
+    picture = tag("div", {"class": "single"}, _by_depth(title, lines, "CKA")) if len(lines) <= SERIES else []
+    elsewhere = "CKA, other images" if other is None else f"CKA, {_name_of(other)}"
+    head = ["row", "runs", "probe before, %", "probe after, %", "CKA", elsewhere, "weights moved, %"]
+    rows: list[list[Entry]] = [[name[row], *_means(each)] for row, each in runs.items()]
+    caption = f"Means over final runs of {counted(len(tasks), 'task')}; probe (linear) and CKA at the last depth"
+    left_out = len(found) - sum(map(len, runs.values()))
+    note = f"{counted(left_out, 'run')} measured otherwise, or of other tasks, left out." if left_out else ""
+    said = [tag("p", {}, _said(runs, name)), picture, table(caption, head, rows)]
+    return join([*said, tag("p", {"class": "note"}, note) if note else ""])
 
 
-def _said(measured: Mapping[Row, Sequence[Preservation]], name: Mapping[Row, str]) -> str:
+def _said(runs: Mapping[Row, Sequence[Preservation]], name: Mapping[Row, str]) -> str:
     """Which rows are nearest to the pretrained features, and farthest."""
-    known = {row: _mean([run.own.same_depth(run.read)[-1] for run in runs]) for row, runs in measured.items()}
+    known = {row: _mean([run.own.same_depth(run.read)[-1] for run in each]) for row, each in runs.items()}
     order = sorted(((value, row) for row, value in known.items() if value is not None), reverse=True)
     if not order:
         return "No CKA could be measured at the last depth."
@@ -163,6 +204,11 @@ def _means(runs: Sequence[Preservation]) -> list[Entry]:
         _number(other),
         number(f"{100 * moved:.2g}", moved),
     ]
+
+
+def _name_of(source: str) -> str:
+    """Of data, short."""
+    return Path(source).name or source
 
 
 def _mean(values: Values) -> float | None:

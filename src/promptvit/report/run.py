@@ -60,7 +60,10 @@ def analyses(run: RunRecord) -> list[Section]:
     maps_there, kept = KeptMaps.read(run.folder), read_kept(run.folder)
     sections = [] if maps_there is None else [Section(name="maps", title="Maps", content=maps(maps_there, run.folder))]
     if kept is not None:
-        sections.append(Section(name="preserved", title="Pretrained features", content=preserved(kept)))
+        is_tuned = run.summary["config"].get("backbone", {}).get("tuned") is not None
+        sections.append(
+            Section(name="preserved", title="Pretrained features", content=preserved(kept, is_tuned=is_tuned))
+        )
     return sections
 
 

@@ -19,6 +19,7 @@ from promptvit.data.catalog import BENCHMARKS
 from promptvit.errors import ConfigError, DataError
 from promptvit.methods.base import Method
 from promptvit.model import tune
+from promptvit.search.keys import run_key
 from promptvit.search.plan import CellPlan, StudyPlan, StudyTask
 from promptvit.train.config import RunConfig
 from promptvit.train.loop import make_method
@@ -38,7 +39,8 @@ CLASSES = 4
 def dry_run(plan: StudyPlan, stock: Stock | None = None) -> list[str]:
     """A line for every row, backbone and protocol; raises ConfigError for a row that cannot be built.
 
-    The data need not be there: of VTAB-1k and FGVC the tasks are known, and any other stands for a single task.
+    The data need not be there: of VTAB-1k and FGVC the tasks are known, and any other has those that the plan names,
+    or stands for a single one.
     """
     stock = stock or Stock()
     return [_line(cell, stock) for cell in _kinds(_cells(plan))]
@@ -78,12 +80,12 @@ def _line(cell: CellPlan, stock: Stock) -> str:
     points = cell.points()
     configs = [cell.config(point, seed=cell.protocol.search_seed, final=False) for point in points]
     final = cell.config(points[0], seed=cell.protocol.seeds[0], final=True)
-    first = cell.first(seed=cell.protocol.seeds[0], final=True)
-    stepped = (configs[0], final) if first is None else (first, configs[0], final)
-    trained = [step(config, cell.backbone.name, stock) for config in stepped]
     tried = len(points) if len(points) > 1 else 0
-    runs = tried + len(cell.protocol.seeds)
-    runs += 0 if first is None else bool(tried) + len(cell.protocol.seeds)
+    starts = [(seed, True) for seed in cell.protocol.seeds] + ([(cell.protocol.search_seed, False)] if tried else [])
+    firsts = [cell.first(seed=seed, final=is_final) for seed, is_final in starts]
+    before = {run_key(first): first for first in firsts if first is not None}  # runs that are the same are made once
+    trained = [step(config, cell.backbone.name, stock) for config in (*before.values(), configs[0], final)]
+    runs = tried + len(cell.protocol.seeds) + len(before)
     return (
         f"{cell.row.label} on {cell.backbone.name}, {cell.task.name}, protocol {cell.protocol.name}: {runs} runs, "
         f"{trained[-1]:,} parameters trained on the stand-in"
