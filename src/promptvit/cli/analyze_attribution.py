@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> None:
     values = parse(parser, expanded)
     figure, kind = figure_path(values), values["kind"]
     folders = labelled(values["runs"])
-    check(folders, values["show"])
+    check(values, folders)
 
     from promptvit.analysis.attribution import require_captum  # after parsing: help needs no torch
     from promptvit.train.device import make_accelerator
@@ -100,12 +100,13 @@ def make_attribution_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def check(folders: dict[str, Path], show: int) -> None:
+def check(values: dict[str, Any], folders: dict[str, Path]) -> None:
     """Raise ConfigError for what cannot be asked."""
-    runs = [folder.resolve() for folder in folders.values()]
+    typed, show = values["runs"], values["show"]
+    runs = {folder.resolve() for folder in folders.values()}
     problems = {
-        f"{len(runs)} runs: expected one, or two to compare": len(runs) > 2,
-        "the same run twice": len(set(runs)) < len(runs),
+        f"{len(folders)} runs: expected one, or two to compare": len(folders) > 2,
+        "the same run twice": len(set(typed)) < len(typed) or len(runs) < len(folders),
         f"show={show}: expected at least 1": show < 1,
     }
     ConfigError.collect([problem for problem, holds in problems.items() if holds], "analyze attribution")
