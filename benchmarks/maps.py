@@ -1,6 +1,6 @@
 """Whether maps of prompted models mark what their answers rest on: `python -m benchmarks.maps --swin FOLDER`.
 
-VPT-deep on `vit_pico` (cifar10 of mini-VTAB, digits) and on a small Swin (cifar10), trained here. Deletion and
+VPT-deep on `vit_pico` and on a small Swin (cifar10 of mini-VTAB, digits), trained here. Deletion and
 insertion of each kind of map over 200 validation images against random maps, as `promptvit analyze attribution --score`
 has them, and of a map that marks the middle of every image; rollout on Swin, which is near random maps, over 1,000 test
 images too. FOLDER: from `scripts.pretrain_pico supervised --architecture swin`. Writes `docs/results/maps.*`.
@@ -66,6 +66,7 @@ def main() -> None:
     cases = (
         swin,
         dataclasses.replace(swin, split="test", images=1000, kinds=("rollout",)),
+        dataclasses.replace(swin, task="digits", source="digits", epochs=15),
         Case(backbone="vit_pico", task="cifar10", source=cifar10, epochs=10),
         Case(backbone="vit_pico", task="digits", source="digits", epochs=15),
     )
