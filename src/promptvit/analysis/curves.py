@@ -117,7 +117,7 @@ def read_rows(folder: Path) -> list[EpochRow]:
 
     Raises ConfigError if it has none, as a run of which masks alone were chosen, and DataError for a damaged file.
     """
-    path = folder / _chosen(folder) / "metrics.jsonl"
+    path = trained_in(folder, _summary(folder)) / "metrics.jsonl"
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except FileNotFoundError:
@@ -130,12 +130,17 @@ def read_rows(folder: Path) -> list[EpochRow]:
         raise DataError(f"{path} is damaged: {error}", expected="a line of JSON for each epoch") from None
 
 
-def _chosen(folder: Path) -> str:
-    """Where a pruned run was trained again, relative to its folder; empty for another one, or if it was not."""
+def trained_in(folder: Path, summary: dict[str, Any]) -> Path:
+    """Where the rows of the epochs are: a pruned run that was trained again has them in a folder of its own."""
+    return folder / summary.get("pruning", {}).get("chosen", {}).get("folder", "")
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """Nothing of a run that is not done."""
     try:
-        return json.loads((folder / "summary.json").read_bytes())["pruning"]["chosen"].get("folder", "")
-    except (OSError, ValueError, KeyError):
-        return ""
+        return json.loads((folder / "summary.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
 def _columns(rows: Sequence[EpochRow]) -> Float64[np.ndarray, "4 T"]:

@@ -12,7 +12,7 @@ from promptvit.analysis.curves import Curves, EpochRow, overfitting, read_rows
 from promptvit.errors import PromptvitError
 from promptvit.report.charts import SERIES, Line, figure, legend, line_chart, style_of, value_axis, whole_axis
 from promptvit.report.markup import Child, Markup, join, tag
-from promptvit.report.numbers import percent
+from promptvit.report.numbers import points
 from promptvit.report.origin import counted
 from promptvit.report.tables import Entry, fold, number, table
 from promptvit.search.protocols import PROTOCOLS
@@ -126,9 +126,9 @@ def _cells(each: Learnt, name: Mapping[Row, str]) -> list[Entry]:
         each.cell.task,
         name[each.row],
         number(f"{each.overfitting} of {count}", each.overfitting / count),
-        number(percent(means["rise"]).removesuffix(" %"), means["rise"]),
+        number(points(means["rise"], 1), means["rise"]),
         number(f"{means['gap']:.3f}", means["gap"]),
-        number(f"{100 * means['accuracy_gap']:.1f}", means["accuracy_gap"]),
+        number(points(means["accuracy_gap"], 1), means["accuracy_gap"]),
         number(f"{means['reached']:.3g}", means["reached"]),
     ]
 

@@ -103,13 +103,7 @@ def _scores(kept: KeptMaps, folder: Path) -> Markup:
 def _item(kept: KeptMaps, place: int) -> Markup:
     label = kept.labels[place]
     parts: list[Child] = [
-        tag(
-            "img",
-            {
-                "src": kept.pictures[place],
-                "alt": f"image of {label}",
-            },
-        ),
+        tag("img", {"src": kept.pictures[place], "alt": f"image of {label}"}),
         tag("p", {}, isolated(label)),
     ]
     for each in kept.runs:

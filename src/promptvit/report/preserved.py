@@ -15,7 +15,7 @@ from promptvit.analysis.config import PRESERVATION
 from promptvit.report.bars import Tile, heat_map
 from promptvit.report.charts import SERIES, Axis, Line, figure, legend, line_chart, value_axis, whole_axis
 from promptvit.report.markup import Child, Markup, join, tag
-from promptvit.report.numbers import MISSING, Number, percent
+from promptvit.report.numbers import MISSING, Number, points
 from promptvit.report.origin import counted
 from promptvit.report.record import delta_digest
 from promptvit.report.tables import Cell, Entry, number, table
@@ -198,8 +198,8 @@ def _means(runs: Sequence[Preservation]) -> list[Entry]:
     moved = fmean(fmean(run.weights) for run in runs)
     return [
         number(str(len(runs)), len(runs)),
-        number(percent(before).removesuffix(" %"), before),
-        number(percent(after).removesuffix(" %"), after),
+        number(points(before, 1), before),
+        number(points(after, 1), after),
         _number(own),
         _number(other),
         number(f"{100 * moved:.2g}", moved),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptvit.analysis.curves import trained_in
 from promptvit.delta_files import read_description
 from promptvit.errors import ConfigError, DataError, DeltaError
 from promptvit.train.predictions import Predictions
@@ -60,7 +61,7 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(
         folder=folder,
         summary=summary,
-        rows=_rows(_trained(folder, summary) / "metrics.jsonl"),
+        rows=_rows(trained_in(folder, summary) / "metrics.jsonl"),
         nmi=_rows(folder / "nmi.jsonl"),
         predictions=_predictions(folder / "predictions.json", len(summary["task"]["classes"])),
     )
@@ -80,11 +81,6 @@ def delta_digest(folder: Path) -> str | None:
         return read_description(folder / "delta").get("sha256")
     except DeltaError:
         return None
-
-
-def _trained(folder: Path, summary: dict[str, Any]) -> Path:
-    """Where the rows of the epochs are."""
-    return folder / summary.get("pruning", {}).get("chosen", {}).get("folder", "")
 
 
 def _rows(path: Path) -> list[Row]:
