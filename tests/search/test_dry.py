@@ -30,6 +30,17 @@ def test_what_comes_first_is_built_too(two_tasks):
         dry_run(StudyPlan.from_dict(plan))
 
 
+def test_a_run_that_two_rows_start_from_is_counted_once(two_tasks):
+    full = {"name": "full", "settings": {"train.epochs": 2}}
+    rows = {"kept": {"name": "linear", "first": full}, "anew": {"name": "linear", "first": {**full, "head": "anew"}}}
+    plan = {"name": "x", "data": str(two_tasks), "rows": rows, "backbones": [{"name": "convnext_atto"}]}
+    kept, anew = (
+        [int(line.split(" runs")[0].split()[-1]) for line in dry_run(StudyPlan.from_dict(plan)) if line.startswith(row)]
+        for row in rows
+    )
+    assert [first - second for first, second in zip(kept, anew, strict=True)] == [3, 3]  # one for each seed
+
+
 def test_a_row_that_no_backbone_can_have_is_refused(two_tasks):
     plan = {"name": "x", "data": str(two_tasks), "rows": {"too long": {"name": "adapter", "reduction": 4096}}}
     with pytest.raises(ConfigError, match="no bottleneck"):

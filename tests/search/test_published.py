@@ -248,6 +248,9 @@ class TestBeside:
         assert match.row.label == "Full, then VPT-deep"
         assert match.reasons[0].startswith("the settings of its full fine-tuning are searched")
         assert all(not each.row.first for each in matches(protocol=protocol))
+        anew = reasons(label="Full, then VPT-deep", protocol=protocol, first={"name": "full", "head": "anew"})
+        kept = reasons(label="Full, then VPT-deep", protocol=protocol, first={"name": "full", "head": "keep"})
+        assert set(anew) - set(kept) == {"a new head after what is tuned first (published: not said)"}
 
     def test_settings_and_a_grid_of_the_row(self):
         full, protocol = {"name": "full"}, PROTOCOLS["vpt-or-ft"]

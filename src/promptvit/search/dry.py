@@ -42,8 +42,8 @@ def dry_run(plan: StudyPlan, stock: Stock | None = None) -> list[str]:
     The data need not be there: of VTAB-1k and FGVC the tasks are known, and any other has those that the plan names,
     or stands for a single one.
     """
-    stock = stock or Stock()
-    return [_line(cell, stock) for cell in _kinds(_cells(plan))]
+    stock, made = stock or Stock(), set()
+    return [_line(cell, stock, made) for cell in _kinds(_cells(plan))]
 
 
 def _cells(plan: StudyPlan) -> list[CellPlan]:
@@ -76,14 +76,16 @@ def _kinds(cells: Iterable[CellPlan]) -> list[CellPlan]:
     return list({id(cell): cell for kind in first for cell in (first[kind], last[kind])}.values())
 
 
-def _line(cell: CellPlan, stock: Stock) -> str:
+def _line(cell: CellPlan, stock: Stock, made: set[str]) -> str:
+    """`made`: the keys of runs that rows above start from; such a run is made once, and this adds its own."""
     points = cell.points()
     configs = [cell.config(point, seed=cell.protocol.search_seed, final=False) for point in points]
     final = cell.config(points[0], seed=cell.protocol.seeds[0], final=True)
     tried = len(points) if len(points) > 1 else 0
     starts = [(seed, True) for seed in cell.protocol.seeds] + ([(cell.protocol.search_seed, False)] if tried else [])
     firsts = [cell.first(seed=seed, final=is_final) for seed, is_final in starts]
-    before = {run_key(first): first for first in firsts if first is not None}  # runs that are the same are made once
+    before = {key: first for first in firsts if first is not None and (key := run_key(first)) not in made}
+    made.update(before)
     trained = [step(config, cell.backbone.name, stock) for config in (*before.values(), configs[0], final)]
     runs = tried + len(cell.protocol.seeds) + len(before)
     return (

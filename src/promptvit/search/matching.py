@@ -122,6 +122,8 @@ class _Own:
         if row.differs:
             yield row.differs
         yield from self._of_backbone(row)
+        if self.first.get("head") == "anew" and "head" not in row.first:
+            yield "a new head after what is tuned first (published: not said)"
         if row.protocol is None:
             yield "none of our protocols describes how it was trained"
             yield from self._of_method(row.fields(task), set())
