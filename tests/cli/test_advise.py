@@ -38,6 +38,10 @@ def test_advice_names_its_evidence_and_the_command_that_decides(task, capsys):
         "decide it: promptvit advise --data toys --backbone vit_pico --backbone.image_size=16 --kind classes --verify"
         in said
     )
+    assert (
+        "promptvit cost --data toys --backbone vit_pico --backbone.image_size=16 --methods vpt-deep,full,lora,linear"
+        in said
+    )
     assert "unknown distance" in said  # the statistics of the pretraining images are of another image size
 
 
@@ -55,10 +59,33 @@ def test_a_bake_off_says_who_was_right_and_is_remembered(task, capsys):
     advised = json.loads(capsys.readouterr().out)["advice"]
     assert any("of your 1 studies on this backbone" in reason for reason in advised["reasons"])
     assert main(arguments[:-1]) == 0  # the finished study is read
-    assert "bake-off, test accuracy in percent, mean of 1 seeds" in capsys.readouterr().out
+    assert "bake-off, test accuracy in percent, mean of 1 seed:" in capsys.readouterr().out
     assert len(read_records("runs/calibration.jsonl")) == 1
     assert main(["study", "calibrate", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["records"]) == 1
+
+
+def test_a_bake_off_leaves_out_what_the_backbone_cannot_have(task, capsys):
+    backbone = ["--backbone", "resnet10t", "--backbone.pretrained", "false", "--backbone.image_size", "32"]
+    arguments = ["advise", "--data", task, *backbone, "--verify", "--set", "train.epochs=1", "--seeds", "0"]
+    assert main(arguments) == 0
+    assert "the advice abstained" in capsys.readouterr().out
+    assert not Path("runs/calibration.jsonl").exists()  # without prompts there is nothing to learn
+
+
+def test_other_draws_of_images_are_other_studies(task, capsys):
+    arguments = ["advise", "--data", task, *SMALL, "--look", "0", "--verify"]
+    arguments += ["--set", "train.epochs=1", "--set", "train.learning_rate=0.01", "--seeds", "0"]
+    for shots in ("1", "2"):
+        assert main([*arguments, "--data.shots", shots]) == 0
+    assert capsys.readouterr().err.count("not kept in the calibration file") == 2
+    assert {path.name for path in Path("runs").iterdir()} == {f"toys-vit_pico-{n}-shots-advice" for n in (1, 2)}
+
+
+def test_statistics_of_another_backbone_are_refused(task, capsys):
+    assert main(["data", "stats", task, "--backbone", "vit_pico_mae", "--out", "mae.safetensors"]) == 0
+    assert main(["advise", "--data", task, "--reference", "mae.safetensors"]) == 1
+    assert "features of 'vit_pico'" in capsys.readouterr().err
 
 
 def test_without_a_look_nothing_is_loaded(task, capsys, monkeypatch):
@@ -93,6 +120,7 @@ def test_copies_of_one_image_are_no_task(tmp_path, capsys):
         (["--data", "nowhere"], 1, "nowhere"),
         (["--data", "toys", "--calibration", "none.jsonl"], 2, "none.jsonl does not exist"),
         (["--data", "toys", "--reference", "none.safetensors"], 1, "none.safetensors does not exist"),
+        (["--data", "toys", "--max_parameters", "-4", "--look", "0"], 2, "parameters=-4: expected at least 1"),
         (["--data", "toys", "--look", "1"], 2, "look=1; expected 0, or at least 2"),
         (["--data", "toys", "--backbone", "vit_picoo"], 2, "vit_pico"),
         (["--data", "toys", "--images", "3"], 2, "unknown option --images"),

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from promptvit.errors import ConfigError
 from promptvit.study.advise import (
     Budget,
     Probe,
@@ -133,6 +134,8 @@ def test_a_budget_leaves_what_fits():
     assert advise_on(situation(**many), Budget(bytes=50_000)).choice == "linear"
     none = advise_on(situation(**many), Budget(bytes=50))
     assert (none.choice, none.also) == ("abstain", ())
+    with pytest.raises(ConfigError, match="parameters=-4: expected at least 1; bytes=0"):
+        Budget(parameters=-4, bytes=0)
 
 
 def record(**changes):
@@ -219,7 +222,18 @@ def test_names_of_classes_tell_the_kind_of_task(kind, classes, known):
         ("mocov3_vit_base", "moco-v3"),
         ("vit_base_patch14_dinov2.lvd142m", "other"),
         ("vit_base_patch16_clip_224.openai", "other"),
+        ("vit_base_patch16_radio_v3.c_radio", "other"),
+        ("vit_base_patch14_reg1_tipsv2.webli", "other"),
+        ("vit_pe_core_base_patch16_224.fb", "other"),
+        ("vit_intern300m_patch14_448.ogvl_dist", "other"),
+        ("vit_base_patch16_224.sam_in1k", "supervised"),  # the optimiser of that name
+        ("/home/sam/dino/vit", "supervised"),
     ],
 )
 def test_names_of_backbones_tell_their_pretraining(name, kind):
     assert pretraining(name) == kind
+
+
+def test_the_file_with_the_weights_tells_too():
+    assert pretraining("vit_base_patch16_224", checkpoint="/sam/mae_pretrain_vit_base.pth") == "mae"
+    assert pretraining("vit_base_patch16_224", has_weights=False) == "random"

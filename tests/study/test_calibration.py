@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ def test_records_come_back_and_merge_by_what_they_are_about(tmp_path):
         ("{}", "line 2: 'format'"),
         ('{"format": 9}', "line 2: another format"),
         ("[1]", "line 2"),
+        ("\x85", "line 2"),
     ],
 )
 def test_a_line_that_is_none_is_named(tmp_path, line, message):
@@ -35,6 +37,34 @@ def test_a_line_that_is_none_is_named(tmp_path, line, message):
     write_records(path, [record(accuracies={"linear": 1.0})])
     with pytest.raises(DataError, match="no accuracy of prompts or of full"):
         read_records(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": 0}, "0 images of 8 classes"),
+        ({"classes": "a"}, "line 1"),
+        ({"logit": None}, "line 1"),
+        ({"accuracies": {"prompts": "x", "full": 1.0}}, "line 1"),
+        ({"accuracies": {"prompts": float("nan"), "full": 1.0}}, "not finite"),
+        ({"accuracies": {"prompts": 2.0, "full": 1.0, "nope": 3.0}}, "accuracies of nope"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(tmp_path, changes, message):
+    path = tmp_path / "broken.jsonl"
+    path.write_text(json.dumps({"format": 1, **dataclasses.asdict(record()), **changes}))
+    with pytest.raises(DataError, match=message):
+        read_records(path)
+
+
+def test_a_file_of_other_bytes_and_odd_names(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(b"\xff\xfe\xba")
+    with pytest.raises(DataError, match="line 1"):
+        read_records(path)
+    odd = record(task="one\u2028two\x85")
+    write_records(path, [odd])
+    assert read_records(path) == (odd,)
 
 
 def test_the_offset_is_the_most_probable_one():

@@ -61,6 +61,13 @@ def test_the_curve_is_the_mean_over_draws_and_crosses_between_sizes():
     )
 
 
+def test_one_draw_has_no_share_that_crosses():
+    few, many = ((cell("vpt", size, 0, at), cell("full", size, 0, 0.5)) for size, at in ((100, 0.6), (10_000, 0.4)))
+    found = scale_of(curve(*few, *many))
+    assert found is not None
+    assert reading(found).endswith("first cross at about 1,000 images. One draw of images says nothing of chance.")
+
+
 def test_a_size_that_is_not_whole_waits():
     cells = [cell("vpt", 100, 0, 0.5), cell("full", 100, 0, 0.4), cell("vpt", 200, 0, 0.5)]
     found = scale_of(curve(*cells, cell("full", 200, 0, 0.4, done=False)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptvit.backbones.source import BackboneSource
-from promptvit.cli.options import add_fields, command_line, expand, make_parser, parse
+from promptvit.cli.options import add_fields, command_line, expand, make_parser, note, parse
 from promptvit.cli.studies import numbers, pairs, run_study, scalar
 from promptvit.data.config import DataConfig
 from promptvit.errors import ConfigError
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 CALIBRATION = Path("runs", "calibration.jsonl")
 DECIDED = ("normalisation", "augment", "train_on", "workers", "interpolation", "crop_fraction", "geometry")
 """Fields of the data that the protocol decides, or that change nothing here."""
+DRAWN = ("images", "shots", "seed")
+"""Fields of the data that choose images: bake-offs that differ in these are studies of their own."""
 
 
 def run(arguments: list[str]) -> None:
@@ -52,7 +56,8 @@ def run(arguments: list[str]) -> None:
         else None
     )
     if values["json"]:
-        print(json.dumps({"advice": advice.to_dict(), "truth": None if found is None else found.to_dict()}))
+        shown = {"situation": dataclasses.asdict(situation), "advice": advice.to_dict()}
+        print(json.dumps({**shown, "truth": None if found is None else found.to_dict()}))
     else:
         print(describe(situation, advice, found))
 
@@ -80,6 +85,7 @@ def make_advise_parser() -> jsonargparse.ArgumentParser:
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of every run: train.epochs=10")
     group.add_argument("--seeds", default="0,1,2", help="of the final runs")
     group.add_argument("--workers", default="in-order", help="in-order, local:N or ray:...")
+    group.add_argument("--adopt", action="append", default=[], metavar="DIR", help="finished runs to take over")
     group.add_argument("--device", type=Device, default="auto", help="where to compute")
     group.add_argument("--out", type=str | None, default=None, help="the study's folder; what is done there stays")
     add_fields(parser, "data", DataConfig, fixed=DECIDED)
@@ -99,7 +105,9 @@ def verify(
     from promptvit.study.bakeoff import bake_off_plan, record_of, truth
     from promptvit.study.calibration import merged, read_records, write_records
 
-    name = "-".join([situation.task, backbone.name, *([f"{data.images}-images"] if data.images else []), "advice"])
+    default = DataConfig()
+    drawn = [f"{getattr(data, part)}-{part}" for part in DRAWN if getattr(data, part) != getattr(default, part)]
+    name = "-".join([situation.task, backbone.name, *drawn, "advice"])
     plan = bake_off_plan(
         name,
         data,
@@ -107,12 +115,17 @@ def verify(
         protocol=values["protocol"],
         seeds=numbers("--seeds", values["seeds"]),
         settings={name: scalar(text) for name, text in pairs("--set", values["set"])},
+        ways=tuple(situation.sizes),
         device=values["device"],
     )
     folder = Path(values["out"] or Path("runs", plan.name))
-    results = run_study(plan, folder, {"adopt": [], "storage": None, "workers": values["workers"]}, command)
+    results = run_study(
+        plan, folder, {"adopt": values["adopt"], "storage": None, "workers": values["workers"]}, command
+    )
     found = truth(advice, results)
-    if situation.fingerprint:
+    if not situation.fingerprint:
+        note("not kept in the calibration file: with --look 0 the weights of the backbone are unknown")
+    elif {"prompts", "full"} <= found.accuracies.keys():
         file = Path(values["calibration"]) if values["calibration"] else CALIBRATION
         known = read_records(file) if file.exists() else ()
         write_records(file, merged(known, [record_of(situation, found, results)]))
@@ -121,6 +134,8 @@ def verify(
 
 def describe(situation: Situation, advice: Advice, found: Truth | None) -> str:
     """The advice as a person would give it."""
+    from promptvit.study.advise import METHODS  # after parsing: help needs no torch
+
     chance = "" if advice.probability is None else f", probability of prompts {advice.probability:.2f}"
     lines = [f"{advice.choice} ({advice.method or 'run both'}{chance}, confidence {advice.confidence})", "because"]
     lines += [f"  - {reason}" for reason in advice.reasons]
@@ -136,6 +151,10 @@ def describe(situation: Situation, advice: Advice, found: Truth | None) -> str:
         lines += [
             f"  {way:<8} {size.parameters:>12,}  {size.bytes / 2**20:8.2f} MiB" for way, size in situation.sizes.items()
         ]
+        methods = ",".join(METHODS[way] for way in situation.sizes)
+        lines += [
+            f"memory and time here: {shlex.join(['promptvit', 'cost', *situation.options, '--methods', methods])}"
+        ]
     if advice.also:
         lines.append(f"also worth a run: {', '.join(advice.also)}")
     lines += [f"decide it: {advice.bake_off}"] if found is None else outcome(advice, found)
@@ -144,12 +163,15 @@ def describe(situation: Situation, advice: Advice, found: Truth | None) -> str:
 
 def outcome(advice: Advice, found: Truth) -> list[str]:
     """What the bake-off showed."""
+    from promptvit.report.origin import counted
+
     shown = ", ".join(f"{way} {accuracy:.1f}" for way, accuracy in found.accuracies.items())
-    lines = [f"bake-off, {found.split} accuracy in percent, mean of {len(found.seeds)} seeds: {shown}"]
+    lines = [f"bake-off, {found.split} accuracy in percent, mean of {counted(len(found.seeds), 'seed')}: {shown}"]
     if found.regret is None:
         return [*lines, f"the advice abstained; {found.best} is best"]
     verdict = "right" if found.right else "wrong"
-    return [*lines, f"the advice was {verdict}: {advice.choice} is {found.regret:.1f} points behind {found.best}"]
+    place = f"{found.regret:.1f} points behind {found.best}" if found.regret else "the best"
+    return [*lines, f"the advice was {verdict}: {advice.choice} is {place}"]
 
 
 def rules_table() -> str:

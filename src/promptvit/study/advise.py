@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from promptvit.errors import ConfigError
 from promptvit.study.calibration import Record, offset
 from promptvit.study.evidence import SUPERVISED_VIT, Cell, other_cells, scale_cells
 from promptvit.study.facts import OUTSIDE, BackboneFacts, Choice, Disparity, Kind, Similarity
@@ -53,13 +54,20 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a task may cost; None is no limit.
+    """What a task may cost; None is no limit. Raises ConfigError for less than 1.
 
     - `parameters`: trained ones, head included. `bytes`: of the saved task.
     """
 
     parameters: int | None = None
     bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        limits = {"parameters": self.parameters, "bytes": self.bytes}
+        problems = [
+            f"{name}={limit}: expected at least 1" for name, limit in limits.items() if limit is not None and limit < 1
+        ]
+        ConfigError.collect(problems, "Budget")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +87,7 @@ class Size:
 class Situation:
     """What is known before anything is trained.
 
-    - `options`: of the command line, that name task and backbone. `fingerprint`: of the backbone; empty if it is not
+    - `options`: of the command line, that name data and backbone. `fingerprint`: of the backbone; empty if it is not
       loaded.
     - `images`: training images; `distinct`: how many of those looked at differ, as a share.
     - `disparity`, `similarity`: of the task and of its images, with the reasons that say so.
@@ -273,7 +281,8 @@ def needs(situation: Situation) -> tuple[str, ...]:
 
 def bake_off(situation: Situation) -> str:
     """The command that decides it."""
-    return shlex.join(["promptvit", "advise", *situation.options, "--verify"])
+    kind = [] if situation.kind == "auto" else ["--kind", situation.kind]
+    return shlex.join(["promptvit", "advise", *situation.options, *kind, "--verify"])
 
 
 def nearest_rows(situation: Situation, own: Sequence[Record] = ()) -> tuple[Cell | Record, ...]:
@@ -362,7 +371,7 @@ def _also(situation: Situation, choice: Choice, budget: Budget, probability: flo
 def _reasons(situation: Situation) -> list[str]:
     backbone = situation.backbone
     pretrained = f"{backbone.name}: {backbone.family}, {backbone.pretraining}"
-    kind = {"low": "like image classification", "high": "measures, counts or orients", "unknown": "of unknown kind"}
+    kind = {"low": "like image classification", "high": "to count, measure or orient", "unknown": "of unknown kind"}
     images = {"similar": "near the pretraining images", "dissimilar": "far from the pretraining images"}
     return [
         pretrained,

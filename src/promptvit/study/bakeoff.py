@@ -35,7 +35,7 @@ class Truth:
     - `best`: the best of them. `regret`: how far the advised one is behind it; None where the advice abstained,
       or is none of them.
     - `right`: whether the regret is below a point. `side_right`: whether a probability above a half went with prompts
-      being no worse than full fine-tuning; None without a probability.
+      being no worse than full fine-tuning; None without a probability, or without one of them.
     """
 
     accuracies: Mapping[Choice, float]
@@ -62,7 +62,7 @@ def bake_off_plan(
     ways: Sequence[Choice] = tuple(METHODS),
     device: Device = "auto",
 ) -> StudyPlan:
-    """The four ways on one task: a search for each on validation images, and final runs with `seeds`."""
+    """The `ways` on one task: a search for each on validation images, and final runs with `seeds`."""
     default = DataConfig()
     given: Settings = {
         f"data.{part}": getattr(data, part) for part in PARTS if getattr(data, part) != getattr(default, part)
@@ -90,7 +90,9 @@ def truth(advice: Advice, results: Results) -> Truth:
         means[_choice(cell)] = float(np.mean([_accuracy(final, tested) for final in cell.finals]))
     best = max(means, key=lambda way: means[way])
     regret = means[best] - means[advice.choice] if advice.choice in means else None
-    side = None if advice.probability is None else (advice.probability > 0.5) == (means["prompts"] >= means["full"])
+    side = None
+    if advice.probability is not None and {"prompts", "full"} <= means.keys():
+        side = (advice.probability > 0.5) == (means["prompts"] >= means["full"])
     return Truth(
         accuracies=means,
         split="test" if tested else "val",
@@ -111,7 +113,7 @@ def _accuracy(final: Any, tested: bool) -> float:
 
 
 def record_of(situation: Situation, found: Truth, results: Results) -> Record:
-    """The bake-off as a line of a calibration file."""
+    """The bake-off, which has prompts and full fine-tuning, as a line of a calibration file."""
     return Record(
         task=situation.task,
         backbone=situation.backbone.name,

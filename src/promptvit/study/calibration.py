@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -67,20 +68,31 @@ class Record:
 def read_records(path: str | Path) -> tuple[Record, ...]:
     """The records of a file; raises DataError with the line that is none."""
     records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         try:
-            values = json.loads(line)
-            if values.pop("format") != FORMAT:
-                raise ValueError("another format")
-            record = Record(**{**values, "seeds": tuple(values["seeds"])})
-            if not {"prompts", "full"} <= record.accuracies.keys():
-                raise ValueError("no accuracy of prompts or of full")
+            records.append(_record(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path}, line {number}: {error}", expected="a record of a calibration file", where="calibration"
             ) from None
-        records.append(record)
     return tuple(records)
+
+
+def _record(line: bytes) -> Record:
+    values = json.loads(line)
+    if values.pop("format") != FORMAT:
+        raise ValueError("another format")
+    record = Record(**{**values, "seeds": tuple(values["seeds"])})
+    if not {"prompts", "full"} <= record.accuracies.keys():
+        raise ValueError("no accuracy of prompts or of full")
+    unknown = record.accuracies.keys() - set(get_args(Choice))
+    if unknown:
+        raise ValueError(f"accuracies of {', '.join(sorted(unknown))}")
+    if not all(math.isfinite(value) for value in (record.logit, *record.accuracies.values())):
+        raise ValueError("a logit or an accuracy that is not finite")
+    if min(record.images, record.classes) < 1:
+        raise ValueError(f"{record.images} images of {record.classes} classes")
+    return record
 
 
 def merged(*files: Iterable[Record]) -> tuple[Record, ...]:

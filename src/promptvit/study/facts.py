@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Literal
 
 Choice = Literal["prompts", "full", "lora", "linear", "abstain"]
@@ -27,11 +28,16 @@ PRETRAINING: dict[str, Pretraining] = {
     "*siglip*": "other",
     "*beit*": "other",
     "*eva*": "other",
-    "*aim*": "other",
-    "*sam*": "other",
+    "aim*": "other",
+    "samvit*": "other",
     "*ijepa*": "other",
+    "*radio*": "other",
+    "*tips*": "other",
+    "*_pe_*": "other",
+    "*intern*": "other",
+    "*lingbot*": "other",
 }
-"""By patterns of backbone names, the first that fits; what fits none is supervised."""
+"""By patterns of the names of backbones and files, the first that fits; what fits none is supervised."""
 WORDS = re.compile(
     r"\b(count|counts|how many|number of|distance|depth|near|far|metres?|meters?|position|location|angle|azimuth|"
     r"elevation|orientation|rotation|degrees?|deg|pose|size|radius|x|y)\b",
@@ -52,12 +58,13 @@ class BackboneFacts:
     parameters: int = 86_000_000
 
 
-def pretraining(name: str, *, has_weights: bool = True) -> Pretraining:
-    """How a backbone was pretrained, by its name."""
+def pretraining(name: str, *, checkpoint: str | None = None, has_weights: bool = True) -> Pretraining:
+    """How a backbone was pretrained, by its name and that of the file with its weights; folders do not count."""
     if not has_weights:
         return "random"
+    names = [Path(each).name.lower() for each in (name, checkpoint) if each]
     for pattern, kind in PRETRAINING.items():
-        if fnmatchcase(name.lower(), pattern):
+        if any(fnmatchcase(each, pattern) for each in names):
             return kind
     return "supervised"
 

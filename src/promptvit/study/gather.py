@@ -111,13 +111,13 @@ def gather(
     seen = _look(task, data, load_source(source), source, reference, thresholds, look) if look else _Seen()
     return Situation(
         task=task.name,
-        options=options(data, source, kind),
+        options=options(data, source),
         images=len(task.train),
         classes=len(task.classes),
         backbone=BackboneFacts(
             name=source.name,
             family=skeleton.info.family,
-            pretraining=pretraining(source.name, has_weights=source.pretrained),
+            pretraining=pretraining(source.name, checkpoint=source.checkpoint, has_weights=source.pretrained),
             parameters=sum(weight.numel() for weight in skeleton.weights().values()),
         ),
         fingerprint=seen.fingerprint,
@@ -132,15 +132,15 @@ def gather(
     )
 
 
-def options(data: DataConfig, source: BackboneSource, kind: Kind) -> tuple[str, ...]:
-    """What `promptvit advise` is told of the task and the backbone: all that is not its default."""
+def options(data: DataConfig, source: BackboneSource) -> tuple[str, ...]:
+    """What verbs are told of the data and the backbone: all that is not its default."""
     found = ["--data", data.source, "--backbone", source.name]
     for prefix, config, named in (("data", data, "source"), ("backbone", source, "name")):
         for field in dataclasses.fields(config):
             value = getattr(config, field.name)
             if field.name != named and value != field.default:
                 found.append(f"--{prefix}.{field.name}={json.dumps(value) if not isinstance(value, str) else value}")
-    return (*found, *([] if kind == "auto" else ["--kind", kind]))
+    return tuple(found)
 
 
 def sizes(skeleton: Backbone, classes: int) -> dict[Choice, Size]:
@@ -175,6 +175,8 @@ def _look(
     look: int,
 ) -> _Seen:
     extractor = Extractor.of(backbone)
+    if reference is not None:
+        extractor.space.check(reference.space)
     drawn = np.sort(np.random.default_rng(0).permutation(len(task.train))[:look])
     images = load_split(task.train.select(drawn), extractor.preprocessing, data)
     features, distinct = read_features(extractor, images)

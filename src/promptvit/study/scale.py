@@ -188,6 +188,7 @@ def reading(scale: Scale) -> str:
     """What the curve says, in plain words."""
     first, second = scale.ways[:2]
     least, most = scale.sizes[0], scale.sizes[-1]
+    draws = max(len(values) for size in scale.sizes for values in size.accuracies.values())
 
     def at(size: Size) -> str:
         gap = fmean(size.gaps((first, second)))
@@ -196,14 +197,13 @@ def reading(scale: Scale) -> str:
 
     said = f"{first} {at(least)}" + ("" if least == most else f" and {at(most)}") + f", against {second}."
     if scale.crosses is not None:
-        interval = ""
-        if scale.low is not None and len(next(iter(least.accuracies.values()))) > 1:
-            interval = f" (95 % of resampled draws that cross: {scale.low:,.0f} to {scale.high:,.0f})"
-        said += f" The two first cross at about {scale.crosses:,.0f} images{interval}; {scale.share:.0%} of "
-        said += "the draws cross."
+        chance = ""
+        if draws > 1 and scale.low is not None:
+            chance = f" (95 % of resampled draws that cross: {scale.low:,.0f} to {scale.high:,.0f})"
+            chance += f"; {scale.share:.0%} of the draws cross"
+        said += f" The two first cross at about {scale.crosses:,.0f} images{chance}."
     elif len(scale.sizes) > 1:
         said += " The two do not cross."
-    draws = len(next(iter(least.accuracies.values())))
     return said + (" One draw of images says nothing of chance." if draws == 1 else "")
 
 
