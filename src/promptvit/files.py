@@ -1,4 +1,4 @@
-"""Writing files so that a killed process or a full disk leaves the old file or the new one, never a half."""
+"""Reading JSON; writing so that a killed process or a full disk leaves the old file or the new one, never a half."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from promptvit.errors import OutputError
+from promptvit.errors import DataError, OutputError
 
 PARTIAL = ".partial"
 
@@ -65,6 +65,14 @@ def write_json(path: Path, values: Any) -> None:
 def write_compact_json(path: Path, values: Any) -> None:
     """`write_bytes` of JSON in one line: for what no person reads."""
     write_bytes(path, json.dumps(values, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """The values in a JSON file; raises DataError if it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}", expected="JSON") from None
 
 
 def json_bytes(values: Any) -> bytes:

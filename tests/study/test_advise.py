@@ -169,6 +169,21 @@ def test_ones_own_studies_move_the_probability_of_their_backbone_alone():
     assert advise_on(situation(images=9000, classes=10), own=against).probability <= 0.9
 
 
+def test_where_nothing_is_published_five_studies_of_ones_own_decide():
+    clip = situation(backbone=dataclasses.replace(VIT, pretraining="other"))
+    own = [record(task=str(number), logit=0.0) for number in range(5)]
+    few = advise_on(clip, own=own[:4])
+    assert (few.choice, few.probability) == ("abstain", None)
+    assert few.reasons[0].endswith("and of 5 studies of your own on it there are 4")
+    found = advise_on(clip, own=own)
+    assert found.choice == "full"
+    assert found.probability == pytest.approx(0.1, abs=0.1)
+    assert all(row in own for row in found.evidence)
+    assert "your own studies alone" in found.violated[0]
+    wins = [dataclasses.replace(each, accuracies={"prompts": 90.0, "full": 85.0}) for each in own]
+    assert advise_on(clip, own=wins).probability == pytest.approx(1 - found.probability)
+
+
 def test_what_wins_most_of_ones_own_studies_is_the_answer():
     wins = {"prompts": 80.0, "full": 85.0, "lora": 88.0, "linear": 70.0}
     own = [record(task=str(number), accuracies=wins) for number in range(5)]

@@ -128,7 +128,7 @@ def verify(
     elif {"prompts", "full"} <= found.accuracies.keys():
         file = Path(values["calibration"]) if values["calibration"] else CALIBRATION
         known = read_records(file) if file.exists() else ()
-        write_records(file, merged(known, [record_of(situation, found, results)]))
+        write_records(file, merged(known, [record_of(situation, found.accuracies, found.seeds, results)]))
     return found
 
 

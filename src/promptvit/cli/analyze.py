@@ -12,6 +12,7 @@ from promptvit.cli.options import add_fields, flatten, make_parser, option_value
 from promptvit.cli.runs import delta_folder, run_config
 from promptvit.data.config import DataConfig
 from promptvit.errors import ConfigError
+from promptvit.search.results import RESULTS, Results
 from promptvit.train.config import Device
 
 if TYPE_CHECKING:
@@ -69,13 +70,9 @@ def _runs_of(typed: str) -> list[tuple[str, str, Path]]:
     """A short and a long name and the folder of a run, or of each final run of a study; raises ConfigError for a study
     without."""
     folder = Path(typed)
-    path = folder / "results.json"
-    if not path.is_file():
+    if not (folder / RESULTS).is_file():
         return [(folder.resolve().name, typed, folder)]
-    from promptvit.report.record import read_json
-    from promptvit.search.results import Results
-
-    results = Results.from_dict(read_json(path))
+    results = Results.read(folder)
     several = len({cell.backbone for cell in results.cells}) > 1
     runs = {
         f"{cell.task}, {cell.method}{f', {cell.backbone}' if several else ''}, seed {final.seed}": folder / final.folder

@@ -6,7 +6,7 @@ from promptvit.cli.options import run_part
 
 STUDIES = {
     "scale": "accuracy against the number of training images, and where one method overtakes another",
-    "calibrate": "what your own studies have shown, for better advice: show, merge",
+    "calibrate": "what your own studies have shown, for better advice: collect, merge, show",
 }
 """Names and their help; each is a module `study_NAME` with a function `run`."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from promptvit.analysis.curves import trained_in
 from promptvit.delta_files import read_description
 from promptvit.errors import ConfigError, DataError, DeltaError
+from promptvit.files import read_json
 from promptvit.train.predictions import Predictions
 
 Row = dict[str, Any]
@@ -65,14 +66,6 @@ def read_run(folder: Path) -> RunRecord:
         nmi=_rows(folder / "nmi.jsonl"),
         predictions=_predictions(folder / "predictions.json", len(summary["task"]["classes"])),
     )
-
-
-def read_json(path: Path) -> Any:
-    """The values in a JSON file; raises DataError if it is damaged."""
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}", expected="JSON") from None
 
 
 def delta_digest(folder: Path) -> str | None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from promptvit.errors import ConfigError
-from promptvit.report.record import read_json
 from promptvit.report.run import write_run_report
 from promptvit.report.study import write_study_report
-from promptvit.search.results import Results
-
-RESULTS = "results.json"
+from promptvit.search.results import RESULTS, Results
 
 
 def write_report(folder: Path, *, images: str | None = None, runs: bool = False) -> list[Path]:
@@ -27,7 +24,7 @@ def write_report(folder: Path, *, images: str | None = None, runs: bool = False)
         return [write_run_report(folder, images)]
     if images is not None and not runs:
         raise ConfigError("--images of a study without --runs: it shows no images", where="report")
-    results = Results.from_dict(read_json(folder / RESULTS))
+    results = Results.read(folder)
     # A run that was taken over from elsewhere has an absolute path, and its folder is not ours to write into.
     own = [final.folder for cell in results.cells for final in cell.finals if not Path(final.folder).is_absolute()]
     finals = [folder / each for each in own] if runs else []

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from promptvit.errors import DataError
+from promptvit.files import read_json
 
+RESULTS = "results.json"
+"""In the folder of a study."""
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
 
 
@@ -114,6 +118,11 @@ class Results:
             return cls(**{**values, **rest, "cells": cells})
         except (TypeError, KeyError, AttributeError) as error:
             raise DataError(f"not the results of a study: {error}", expected="a results.json") from None
+
+    @classmethod
+    def read(cls, folder: Path) -> Results:
+        """Those of the study in `folder`; raises DataError for a damaged file."""
+        return cls.from_dict(read_json(folder / RESULTS))
 
     @property
     def tasks(self) -> tuple[str, ...]:

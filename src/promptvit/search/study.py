@@ -19,7 +19,7 @@ from promptvit.search.jobs import PRUNED, Failure, Job, Outcome, Progress, Train
 from promptvit.search.keys import run_key
 from promptvit.search.plan import StudyPlan
 from promptvit.search.record import Record
-from promptvit.search.results import Results
+from promptvit.search.results import RESULTS, Results
 from promptvit.search.workers import Died, Pool, make_pool
 from promptvit.train.folder import RunFolder
 
@@ -239,7 +239,7 @@ class Study:
     def write(self) -> Results:
         """`results.json`, from the record."""
         results = self.results()
-        write_json(self.folder / "results.json", results.to_dict())
+        write_json(self.folder / RESULTS, results.to_dict())
         return results
 
 

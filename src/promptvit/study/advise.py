@@ -155,7 +155,8 @@ def advise_on(
     - `own`: records of the user's studies; those on this backbone move the probability.
     - `score`: another fit of the published evidence (for leaving tasks out).
     """
-    reason = outside(situation)
+    mine = [record for record in own if record.fingerprint and record.fingerprint == situation.fingerprint]
+    reason = outside(situation, len(mine))
     if reason:
         return Advice(
             choice="abstain",
@@ -166,7 +167,6 @@ def advise_on(
             needs=("runs of both",),
             bake_off=bake_off(situation),
         )
-    mine = [record for record in own if record.fingerprint and record.fingerprint == situation.fingerprint]
     logit = published_logit(situation, score or Score())
     moved = offset(mine)
     probability = min(max(sigmoid(logit + moved), LEAST), MOST)
@@ -186,15 +186,18 @@ def advise_on(
     return Advice(choice=choice, method=METHODS.get(choice, ""), reasons=(*reasons, why), also=also, **common)
 
 
-def outside(situation: Situation) -> str:
-    """Why no evidence speaks of this at all; empty if some does."""
+def outside(situation: Situation, own: int = 0) -> str:
+    """Why no evidence speaks of this at all, not even `own` studies on the backbone; empty if some does."""
     backbone = situation.backbone
     if situation.kind in OUTSIDE:
         return f"{situation.kind} tasks were not measured"
     if backbone.family not in ("vit", "eva", "swin"):
         return f"no study compares prompts and full fine-tuning on a {backbone.family} under one recipe"
-    if backbone.pretraining == "other":
-        return f"how {backbone.name} was pretrained is none of supervised, MAE and MoCo-v3"
+    if backbone.pretraining == "other" and own < OWN_WINS:
+        return (
+            f"how {backbone.name} was pretrained is none of supervised, MAE and MoCo-v3, and of {OWN_WINS} studies of "
+            f"your own on it there are {own}"
+        )
     if backbone.pretraining == "random":
         return f"{backbone.name} has random weights"
     if situation.classes < 2 or situation.images < situation.classes:
@@ -221,6 +224,8 @@ def _cases(known: str, both: tuple[str, str]) -> tuple[str, ...]:
 
 
 def _published(situation: Situation, score: Score, disparity: str, similarity: str) -> float:
+    if situation.backbone.pretraining == "other":
+        return 0.5  # nothing is published: one's own studies decide
     natural = disparity == "low" and similarity == "similar"
     if situation.backbone.family == "swin" or situation.backbone.pretraining != "supervised":
         return NATURAL_LIKE if natural else OTHERWISE
@@ -254,6 +259,8 @@ def violated(situation: Situation) -> tuple[str, ...]:
             f"measured on backbones of 86 million parameters; this one has {situation.backbone.parameters / 1e6:.1f}, "
             "and on such the advice was right no more often than chance (docs/results/advise.md)"
         )
+    elif situation.backbone.pretraining == "other":
+        found.append("nothing measured on a backbone that was pretrained so: this rests on your own studies alone")
     elif situation.backbone.name.partition(".")[0] != "vit_base_patch16_224":
         found.append("measured on a ViT-B/16, not on this backbone")
     least, most = MEASURED_IMAGES
@@ -307,7 +314,7 @@ def nearest_rows(situation: Situation, own: Sequence[Record] = ()) -> tuple[Cell
 def _evidence_backbone(backbone: BackboneFacts) -> str:
     if backbone.family == "swin":
         return "swin-supervised"
-    return {"mae": "vit-mae", "moco-v3": "vit-moco-v3"}.get(backbone.pretraining, SUPERVISED_VIT)
+    return {"mae": "vit-mae", "moco-v3": "vit-moco-v3", "other": ""}.get(backbone.pretraining, SUPERVISED_VIT)
 
 
 def _choose(situation: Situation, budget: Budget, probability: float, own: Sequence[Record]) -> tuple[Choice, str]:

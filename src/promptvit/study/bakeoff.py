@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from promptvit.backbones.source import BackboneSource
 from promptvit.data.config import DataConfig
@@ -79,7 +78,7 @@ def bake_off_plan(
 
 def truth(advice: Advice, results: Results) -> Truth:
     """What the finished bake-off says of `advice`; raises DataError if a way has no final run."""
-    tested = all(final.test_top1 is not None for cell in results.cells for final in cell.finals)
+    tested = is_tested(results.cells)
     means: dict[Choice, float] = {}
     for cell in results.cells:
         if not cell.finals:
@@ -87,7 +86,7 @@ def truth(advice: Advice, results: Results) -> Truth:
                 cell.failures[0] if cell.failures else next((p.reason for p in cell.points if p.reason), "not done")
             )
             raise DataError(f"no final run of {cell.method}: {reason}", where="verify")
-        means[_choice(cell)] = float(np.mean([_accuracy(final, tested) for final in cell.finals]))
+        means[_choice(cell)] = accuracy(cell, tested)
     best = max(means, key=lambda way: means[way])
     regret = means[best] - means[advice.choice] if advice.choice in means else None
     side = None
@@ -104,16 +103,25 @@ def truth(advice: Advice, results: Results) -> Truth:
     )
 
 
+def is_tested(cells: Iterable[Cell]) -> bool:
+    """Whether all final runs have test figures."""
+    return all(final.test_top1 is not None for cell in cells for final in cell.finals)
+
+
 def _choice(cell: Cell) -> Choice:
     return next(way for way in METHODS if way == cell.method)
 
 
-def _accuracy(final: Any, tested: bool) -> float:
-    return 100 * (final.test_top1 if tested else final.val_top1)
+def accuracy(cell: Cell, tested: bool) -> float:
+    """The mean over the final runs, in percent, on test images or else on validation images."""
+    shares = [final.test_top1 if tested else final.val_top1 for final in cell.finals]
+    return 100 * fmean(share for share in shares if share is not None)
 
 
-def record_of(situation: Situation, found: Truth, results: Results) -> Record:
-    """The bake-off, which has prompts and full fine-tuning, as a line of a calibration file."""
+def record_of(
+    situation: Situation, accuracies: Mapping[Choice, float], seeds: tuple[int, ...], results: Results
+) -> Record:
+    """What `results` have shown of prompts, full fine-tuning and perhaps others, as a line of a calibration file."""
     return Record(
         task=situation.task,
         backbone=situation.backbone.name,
@@ -123,8 +131,8 @@ def record_of(situation: Situation, found: Truth, results: Results) -> Record:
         disparity=situation.disparity,
         similarity=situation.similarity,
         logit=published_logit(situation, Score()),
-        accuracies=found.accuracies,
-        seeds=found.seeds,
+        accuracies=accuracies,
+        seeds=seeds,
         protocol=results.protocol["name"],
         study=results.name,
         origin=results.origins[0] if results.origins else {},
