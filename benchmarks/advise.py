@@ -96,7 +96,7 @@ def case(options: argparse.Namespace, task: str, backbone: str, images: int) -> 
         advice=advice,
         truth=found,
         results=results,
-        record=record_of(situation, found, results),
+        record=record_of(situation, found.accuracies, found.seeds, results),
     )
 
 
