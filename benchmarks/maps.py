@@ -151,6 +151,7 @@ def page(record: dict[str, Any]) -> str:
             "- All figures: [maps.json](maps.json)",
             "",
             *EARLIER,
+            "",
         ]
     )
 
@@ -167,10 +168,10 @@ if maps were no better. "The middle" marks the middle of every image and knows n
 
 EARLIER = """## An earlier Swin
 
-The same Swin after 6 epochs (27.7 %; VPT-deep then has 47.5 and 69.0 % of the 200 images right), by the same script at
-commit 7c46ab3: Grad-CAM and integrated gradients were far better than random maps there too (p below 4e-5), but rollout
-was not: on cifar10 p 0.13 for deletion and 0.07 for insertion, on digits 0.48 and 0.002. On 1,000 test images of
-cifar10, scored after that was seen, it was by little (0.04 and 4e-10).
+The same Swin trained for 6 epochs (27.7 %; VPT-deep on it has 47.5 and 69.0 % of the 200 images right), by the script
+at commit 7c46ab3: Grad-CAM and integrated gradients were far better than random maps there too (p below 4e-5), but
+rollout was not: on cifar10 p 0.13 for deletion and 0.07 for insertion, on digits 0.48 and 0.002. On 1,000 test images
+of cifar10, scored after that was seen, it was by little (0.04 and 4e-10).
 """.splitlines()
 
 
