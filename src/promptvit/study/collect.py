@@ -51,7 +51,8 @@ def _groups(results: Results) -> list[dict[Choice, Draws]]:
     groups: dict[tuple, dict[Choice, Draws]] = {}
     for cell in results.cells:
         way = WAYS.get(cell.fields["name"])
-        if way is None or cell.first or "prune" in cell.fields or not cell.finals:
+        done = cell.finals and len(cell.finals) + len(cell.failures) >= cell.planned_finals
+        if way is None or cell.first or "prune" in cell.fields or not done:
             continue
         size = tuple(cell.settings.get(name) for name in SIZE)
         draws = groups.setdefault((cell.task, cell.backbone, size), {}).setdefault(way, {})
