@@ -38,7 +38,7 @@ SATURATED = 0.98
 """A linear probe that is right this often, by the lower end of its interval, leaves nothing to win."""
 ROWS = 8
 OWN_WINS = 5
-"""So many of one's own studies, or more, may speak for LoRA-class or linear."""
+"""So many of one's own studies, or more, may speak for LoRA-class or linear, and alone where nothing is published."""
 NATURAL_LIKE, OTHERWISE = 12 / 21, 2 / 36
 """Wins of prompts on Swin, MAE and MoCo-v3: on natural tasks, and on all others."""
 

@@ -14,13 +14,10 @@ from promptvit.study.bakeoff import accuracy, is_tested, record_of
 from promptvit.study.calibration import Record
 from promptvit.study.facts import Choice
 from promptvit.study.gather import LOOK, gather
+from promptvit.study.scale import DRAW, IMAGES, SHOTS
 from promptvit.train.folder import RunFolder
 
 WAYS: dict[str, Choice] = {method: way for way, method in METHODS.items()}
-DRAW = "data.seed"
-SIZE = ("data.images", "data.shots")
-"""Settings of rows that choose how many images are trained on."""
-
 Draws = dict[int, Cell]
 """The row that stands for a way, for each draw of the images."""
 
@@ -54,7 +51,7 @@ def _groups(results: Results) -> list[dict[Choice, Draws]]:
         done = cell.finals and len(cell.finals) + len(cell.failures) >= cell.planned_finals
         if way is None or cell.first or "prune" in cell.fields or not done:
             continue
-        size = tuple(cell.settings.get(name) for name in SIZE)
+        size = cell.settings.get(IMAGES), cell.settings.get(SHOTS)
         draws = groups.setdefault((cell.task, cell.backbone, size), {}).setdefault(way, {})
         draw = cell.settings.get(DRAW, 0)
         draws[draw] = max(draws.get(draw, cell), cell, key=_validation)
